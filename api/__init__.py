@@ -1,0 +1,1 @@
+"""How the world talks to hexhail: HTTP, WebSockets and the command line."""

@@ -1,0 +1,1 @@
+"""Simulated and recorded cities, load, and measurements against named peers."""

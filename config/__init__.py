@@ -1,0 +1,1 @@
+"""Settings of a deployment: this package imports nothing else of the project."""

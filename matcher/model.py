@@ -1,0 +1,273 @@
+"""Rides, trips and drivers: their states, and the one table of how they move.
+
+Everything here is pure. Times are whole milliseconds of the database's clock
+(UTC), because deadlines are judged there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NewType
+
+from geo.model import DriverId, LatLng, MarketId
+
+RideId = NewType("RideId", str)
+TripId = NewType("TripId", str)
+ClientId = NewType("ClientId", str)
+
+
+class RideState(StrEnum):
+    SCHEDULED = "scheduled"
+    SEARCHING = "searching"
+    OFFERED = "offered"
+    ASSIGNED = "assigned"
+    ARRIVED = "arrived"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        return self in FINAL_RIDE_STATES
+
+
+class TripState(StrEnum):
+    OFFERED = "offered"
+    ACCEPTED = "accepted"
+    ARRIVED = "arrived"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    DECLINED = "declined"
+    TIMED_OUT = "timed_out"
+    WITHDRAWN = "withdrawn"
+    CANCELLED = "cancelled"
+    NO_SHOW = "no_show"
+    ABANDONED = "abandoned"
+
+    @property
+    def is_live(self) -> bool:
+        return self in LIVE_TRIP_STATES
+
+
+class DriverStatus(StrEnum):
+    OFFLINE = "offline"
+    ONLINE = "online"
+    ON_BREAK = "on_break"
+    SUSPENDED = "suspended"
+
+
+class Slot(StrEnum):
+    """Which of a driver's two places a live trip takes."""
+
+    NOW = "now"
+    NEXT = "next"
+
+
+FINAL_RIDE_STATES = frozenset({RideState.COMPLETED, RideState.CANCELLED, RideState.EXPIRED})
+LIVE_TRIP_STATES = frozenset({TripState.OFFERED, TripState.ACCEPTED, TripState.ARRIVED, TripState.IN_PROGRESS})
+#: A driver whose trip for a ride ended so is not paired with that ride again.
+REFUSING_TRIP_STATES = frozenset(
+    {TripState.DECLINED, TripState.TIMED_OUT, TripState.CANCELLED, TripState.NO_SHOW, TripState.ABANDONED}
+)
+
+
+class Move(StrEnum):
+    """What can happen to a ride and its trip. Values are the commands' and reasons' names."""
+
+    ASSIGN = "assign"
+    OFFER = "offer"
+    ACCEPT = "accept"
+    DECLINE = "decline"
+    TIME_OUT = "time_out"
+    ARRIVE = "arrive"
+    START = "start"
+    COMPLETE = "complete"
+    DRIVER_CANCEL = "cancel"
+    RIDER_CANCEL = "rider_cancel"
+    RIDER_NO_SHOW = "rider_no_show"
+    EXPIRE = "expire"
+    ABANDON = "abandon"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One row of the table: from these states, to those, and what the event is called.
+
+    `trip_from` and `trip_to` are None where the ride has no live trip.
+    """
+
+    ride_from: RideState
+    trip_from: TripState | None
+    ride_to: RideState
+    trip_to: TripState | None
+    event: str
+
+
+def _row(
+    ride_from: RideState, trip_from: TripState | None, ride_to: RideState, trip_to: TripState | None, event: str
+) -> Transition:
+    return Transition(ride_from, trip_from, ride_to, trip_to, event)
+
+
+_R, _T = RideState, TripState
+
+#: The one transition table (design: states are an Enum and one table).
+TRANSITIONS: Mapping[Move, tuple[Transition, ...]] = {
+    Move.ASSIGN: (_row(_R.SEARCHING, None, _R.ASSIGNED, _T.ACCEPTED, "assigned"),),
+    Move.OFFER: (_row(_R.SEARCHING, None, _R.OFFERED, _T.OFFERED, "offered"),),
+    Move.ACCEPT: (_row(_R.OFFERED, _T.OFFERED, _R.ASSIGNED, _T.ACCEPTED, "assigned"),),
+    Move.DECLINE: (_row(_R.OFFERED, _T.OFFERED, _R.SEARCHING, _T.DECLINED, "declined"),),
+    Move.TIME_OUT: (_row(_R.OFFERED, _T.OFFERED, _R.SEARCHING, _T.TIMED_OUT, "timed_out"),),
+    Move.ARRIVE: (_row(_R.ASSIGNED, _T.ACCEPTED, _R.ARRIVED, _T.ARRIVED, "arrived"),),
+    Move.START: (_row(_R.ARRIVED, _T.ARRIVED, _R.IN_PROGRESS, _T.IN_PROGRESS, "started"),),
+    Move.COMPLETE: (_row(_R.IN_PROGRESS, _T.IN_PROGRESS, _R.COMPLETED, _T.COMPLETED, "completed"),),
+    Move.DRIVER_CANCEL: (
+        _row(_R.ASSIGNED, _T.ACCEPTED, _R.SEARCHING, _T.CANCELLED, "driver_cancelled"),
+        _row(_R.ARRIVED, _T.ARRIVED, _R.SEARCHING, _T.CANCELLED, "driver_cancelled"),
+    ),
+    Move.RIDER_CANCEL: (
+        _row(_R.SCHEDULED, None, _R.CANCELLED, None, "cancelled"),
+        _row(_R.SEARCHING, None, _R.CANCELLED, None, "cancelled"),
+        _row(_R.OFFERED, _T.OFFERED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+        _row(_R.ASSIGNED, _T.ACCEPTED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+        _row(_R.ARRIVED, _T.ARRIVED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+    ),
+    Move.RIDER_NO_SHOW: (_row(_R.ARRIVED, _T.ARRIVED, _R.CANCELLED, _T.NO_SHOW, "cancelled"),),
+    Move.EXPIRE: (
+        _row(_R.SCHEDULED, None, _R.EXPIRED, None, "expired"),
+        _row(_R.SEARCHING, None, _R.EXPIRED, None, "expired"),
+        _row(_R.OFFERED, _T.OFFERED, _R.EXPIRED, _T.TIMED_OUT, "expired"),
+    ),
+    Move.ABANDON: (
+        _row(_R.ASSIGNED, _T.ACCEPTED, _R.SEARCHING, _T.ABANDONED, "abandoned"),
+        _row(_R.ARRIVED, _T.ARRIVED, _R.SEARCHING, _T.ABANDONED, "abandoned"),
+        _row(_R.IN_PROGRESS, _T.IN_PROGRESS, _R.CANCELLED, _T.ABANDONED, "cancelled"),
+    ),
+}
+
+#: What a driver may command, and so what an answer of 409 may list as allowed.
+DRIVER_MOVES = (Move.ACCEPT, Move.DECLINE, Move.ARRIVE, Move.START, Move.COMPLETE, Move.DRIVER_CANCEL)
+
+
+def transition_of(move: Move, ride: RideState, trip: TripState | None) -> Transition | None:
+    """The row that `move` takes from these states, or None where it is not allowed."""
+    for row in TRANSITIONS[move]:
+        if row.ride_from is ride and row.trip_from is trip:
+            return row
+    return None
+
+
+def already_done(move: Move, trip: TripState) -> bool:
+    """Whether a trip stands where `move` leads, so that a repetition answers as the first did (P3)."""
+    return any(row.trip_to is trip for row in TRANSITIONS[move])
+
+
+def moves_allowed(ride: RideState, trip: TripState) -> tuple[Move, ...]:
+    """The driver's commands that would be taken now."""
+    return tuple(move for move in DRIVER_MOVES if transition_of(move, ride, trip) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRide:
+    """A checked ride request, with the id and the body's hash made before the transaction.
+
+    `deadline_ms` is how long the ride may search, from the commit's statement on.
+    `idempotency_key` None: the client asked for no protection from repetition.
+    """
+
+    ride_id: RideId
+    client_id: ClientId
+    market: MarketId
+    pickup: LatLng
+    dropoff: LatLng | None
+    seats: int
+    vehicle_class: str
+    deadline_ms: int
+    metadata: Mapping[str, Any]
+    idempotency_key: str | None
+    body_hash: bytes  # 32 bytes, SHA-256 of the canonical body
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """One driver paired with one ride.
+
+    `pickup_s` is the travel time to the pickup that was expected when matched,
+    `distance_m` the straight line then. `end_reason` names what ended it.
+    """
+
+    trip_id: TripId
+    ride_id: RideId
+    driver_id: DriverId
+    market: MarketId
+    state: TripState
+    slot: Slot | None
+    pickup_s: float
+    distance_m: float
+    matched_at_ms: int
+    arrived_at_ms: int | None
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    abandon_at_ms: int
+    end_reason: str | None
+    decision: Mapping[str, Any]  # why this driver: batch id, cost by term (P12)
+
+
+@dataclass(frozen=True, slots=True)
+class Ride:
+    """A ride as its row says, with its current (or last) trip where there is one."""
+
+    ride_id: RideId
+    client_id: ClientId
+    market: MarketId
+    state: RideState
+    version: int
+    pickup: LatLng
+    dropoff: LatLng | None
+    seats: int
+    vehicle_class: str
+    metadata: Mapping[str, Any]
+    requested_at_ms: int
+    deadline_at_ms: int
+    ended_at_ms: int | None
+    end_reason: str | None
+    trip: Trip | None
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    driver_id: DriverId
+    status: DriverStatus
+    vehicle_class: str
+    seats: int
+    market: MarketId | None
+    epoch: int
+    updated_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RideEvent:
+    """One committed change of a ride; `(ride_id, version)` is its identity and its order."""
+
+    ride_id: RideId
+    version: int
+    market: MarketId
+    type: str
+    state: RideState
+    driver_id: DriverId | None
+    trip_id: TripId | None
+    reason: str | None
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Ride R is at version V: all that an announcement says; the rest is read from the store."""
+
+    ride_id: RideId
+    version: int
+    market: MarketId
+    driver_id: DriverId | None
