@@ -1,0 +1,54 @@
+# make demo    a simulated city on the embedded service; DEMO="--seconds 20 --json" passes arguments on
+# make test    everything that must hold: style, types, tests (installs Redis and MariaDB where missing)
+# make lint    style and types alone
+# make lock    pins the dependencies anew, keeping versions; LOCK=--upgrade takes newer ones
+# make clean   removes what these made
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq
+DEMO ?=
+LOCK ?=
+TESTS ?=
+
+.PHONY: help demo test lint lock clean servers
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/.runtime
+	@exec $(BIN)/hexhail demo $(DEMO)
+
+test: $(VENV)/.test servers lint
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+servers:
+	@requirements/servers.sh
+
+lock: $(VENV)/.runtime
+	@test -x $(BIN)/uv || $(PIP) install uv
+	UV=$(BIN)/uv requirements/lock.sh $(LOCK)
+
+clean:
+	rm -rf $(VENV) build dist hexhail.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than the lock it was installed from; an interrupted install leaves none.
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml requirements/venv.sh
+	@requirements/venv.sh $(VENV)
+	@echo "installing what hexhail needs into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/runtime.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.runtime
+	@echo "installing what the tests need into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/test.txt
+	@touch $@
