@@ -1,0 +1,252 @@
+"""The k nearest rows of one point or many, exactly (P8).
+
+Why nothing nearer is missed:
+
+1. Order by great-circle distance is order by chord (the straight line through
+   the earth), and chords obey the triangle inequality. A ball with centre c and
+   radius r, which holds all rows of a bucket, lies at least |q - c| - r from a
+   point q. Balls are measured from the rows (buckets.py), so the bound holds at
+   poles, on the antimeridian, near pentagons and for misnamed cells alike.
+2. A search first *probes*: it finds k eligible rows in some nearby buckets; the
+   farthest of these bounds the k-th nearest of all from above. The k-th smallest
+   of block-wise minima serves as well (scan.py).
+3. It then *collects* every eligible row within that bound from every bucket whose
+   ball comes within it. No row elsewhere can be among the k nearest. Where fewer
+   than k rows exist within the limit, the limit is the bound.
+4. Computed distances err, by bounded amounts; every comparison is widened by these
+   (scan.py). What a search returns is thus a superset of the k nearest, which
+   `distance_m` then orders. Near antipodes that errs by some centimetres while
+   chords hardly change over kilometres: far below ROUNDING of such lengths.
+
+One point whose cell holds k eligible rows goes the short way (`_in_cell`): probe
+that bucket, collect from those in reach, one at a time. All else, and crowds on
+one spot, go through a `_View`, which compares many points with many rows at once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from geo.buckets import Buckets, Floats, Ints, runs
+from geo.scan import PAIRS_MAX, Array, Lens, Pairs, Scan, Singles, gaps, joined, kth, touched
+
+#: More pairs a point than this many times k are taken for a crowd on one spot.
+CROWD_FACTOR: Final = 16
+#: Rows a probe looks at, for each that is wanted.
+PROBE_FACTOR: Final = 64
+#: Points compared at once with the rows in reach of any of them.
+POINTS_AT_ONCE: Final = 16
+
+
+def near_one(scan: Scan, point: Floats, home: int | None) -> Array:
+    """Slots of the nearest of one point, (3,) metres. `home` is the bucket of its cell, where there is one."""
+    found = None if home is None else _in_cell(scan, point, home)
+    if found is None:
+        view = _View(scan, point[None])
+        _, found = view.collect(view.probe_nearest())
+    return found
+
+
+def near_all(scan: Scan, points: Floats) -> Pairs:
+    """The nearest of points anywhere, (m, 3) metres; those of one group go together."""
+    found = []
+    for group, numbers in _by(_home_groups(scan, points)):
+        members = scan.buckets.members[group]
+        numbers = numbers[_neighbours_together(scan, points[numbers], members)]
+        view = _View(scan, points[numbers])
+        point, slot = view.collect(view.probe(members))
+        found.append((numbers[point], slot))
+    return joined(found)
+
+
+def _home_groups(scan: Scan, points: Floats) -> Ints:
+    """The nearest group of each point."""
+    buckets = scan.buckets
+    step = max(PAIRS_MAX // len(buckets.group_radius), 1)
+    parts = [points[at : at + step] for at in range(0, len(points), step)]
+    return np.concatenate([gaps(each, buckets.group_centre, buckets.group_radius).argmin(axis=1) for each in parts])
+
+
+def _neighbours_together(scan: Scan, points: Floats, members: Ints) -> Ints:
+    """The order of the points by the name of their nearest cell: H3 names neighbours alike."""
+    buckets = scan.buckets
+    nearest = gaps(points, buckets.centre.take(members, 0), buckets.radius.take(members)).argmin(axis=1)
+    return np.argsort(buckets.cell.take(members.take(nearest)), kind="stable")
+
+
+def _in_cell(scan: Scan, point: Floats, home: int) -> Array | None:
+    """The nearest of a point in or near a bucket; None where that has too few eligible rows, or too many too close."""
+    buckets, k, points = scan.buckets, scan.k, point[None]
+    slots, places = scan.bucket(home)
+    if len(slots) < k:
+        return None
+    lenses: dict[int, tuple[Lens, float]] = {}
+    lens, slack = _lens_of(buckets, int(buckets.group[home]), points, lenses)
+    squared = lens.squared(places)
+    bound = min(float(kth(squared, k)[0]) + slack, scan.limit_m2)
+    found = [slots.compress(squared[0] <= bound + slack)]
+    for other in _in_reach(scan, point, math.sqrt(bound)):
+        if other != home:
+            lens, slack = _lens_of(buckets, int(buckets.group[other]), points, lenses)
+            slots, places = scan.bucket(other)
+            found.append(slots.compress(lens.squared(places)[0] <= bound + slack))
+    near = np.concatenate(found)
+    return None if len(near) > CROWD_FACTOR * (k + 1) else near
+
+
+def _lens_of(buckets: Buckets, group: int, points: Floats, made: dict[int, tuple[Lens, float]]) -> tuple[Lens, float]:
+    """The one point as the group's rows are compared with it, and how much its squared distances may err."""
+    known = made.get(group)
+    if known is None:
+        lens = Lens(points, buckets.group_centre[group], float(buckets.group_radius[group]))
+        known = made[group] = (lens, float(lens.slack[0, 0]))
+    return known
+
+
+def _in_reach(scan: Scan, point: Floats, reach_m: float) -> list[int]:
+    """The buckets that come so near, and some more."""
+    buckets = scan.buckets
+    groups = touched(point, reach_m, buckets.group_centre, buckets.group_radius).tolist()
+    if not groups:
+        return []
+    members = buckets.members[groups[0]] if len(groups) == 1 else np.concatenate([buckets.members[g] for g in groups])
+    near = touched(point, reach_m, buckets.centre.take(members, 0), buckets.radius.take(members))
+    found: list[int] = members.take(near).tolist()
+    return found
+
+
+class _Rows:
+    """Eligible rows: their slots, their places relative to one origin, and the position of the bucket of each."""
+
+    __slots__ = ("owner", "places", "reach_m", "slots")
+
+    def __init__(self, slots: Array, places: Singles, owner: Ints, reach_m: float) -> None:
+        self.slots, self.places, self.owner, self.reach_m = slots, places, owner, reach_m
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def only(self, chosen: Array) -> _Rows:
+        """Some of the rows, by a mask."""
+        if chosen.all():
+            return self
+        slots, places = self.slots.compress(chosen), self.places.compress(chosen, 0)
+        return _Rows(slots, places, self.owner.compress(chosen), self.reach_m)
+
+
+class _View:
+    """The world from a few points close together."""
+
+    def __init__(self, scan: Scan, points: Floats) -> None:
+        self._scan = scan
+        self._buckets = scan.buckets
+        self._points = points
+        #: Lower bounds on the distance of each group, (m, groups).
+        self._group_gaps = gaps(points, self._buckets.group_centre, self._buckets.group_radius)
+        self._origin = self._buckets.group_centre[self._group_gaps[0].argmin()]
+
+    # Probing: an upper bound on the squared distance of each point's k-th nearest
+
+    def probe_nearest(self) -> Floats:
+        """Starts from the nearest bucket."""
+        nearest = self._group_gaps.min(axis=0)
+        members, bucket_gaps = self._members(np.flatnonzero(nearest <= max(nearest.min(), 0.0)))
+        return self.probe(members[bucket_gaps.min(axis=0).argmin()][None])
+
+    def probe(self, home: Ints) -> Floats:
+        """Starts from these buckets; looks farther until k eligible rows are found or there are no more."""
+        k = self._scan.k
+        rows, is_all, wanted = self._rows(home), False, k
+        while len(rows) < k:
+            if is_all:
+                return np.full(len(self._points), self._scan.limit_m2)
+            wanted *= 8
+            buckets, is_all = self._nearest_holding(wanted)
+            rows = self._rows(buckets)
+        lens = Lens(self._points, self._origin, rows.reach_m)
+        squared = lens.squared(rows.places[:: max(len(rows) // (k * PROBE_FACTOR), 1)])
+        return np.minimum(kth(squared, k) + lens.slack[:, 0], self._scan.limit_m2)
+
+    def _nearest_holding(self, wanted: int) -> tuple[Ints, bool]:
+        """The nearest buckets that hold so many rows, and whether these are all within the limit."""
+        nearest = self._group_gaps.min(axis=0)
+        order = np.argsort(nearest)
+        order = order[: np.searchsorted(nearest[order], math.sqrt(self._scan.limit_m2), side="right")]
+        order = order[np.isfinite(nearest[order])]
+        groups = order[: _enough(self._buckets.group_count[order], wanted)]
+        members, bucket_gaps = self._members(groups)
+        closest = np.argsort(bucket_gaps.min(axis=0))
+        taken = np.sort(closest[: _enough(self._buckets.count[members[closest]], wanted)])
+        return members[taken], len(taken) == len(members) and len(groups) == len(order)
+
+    # Collecting: everything within the bound
+
+    def collect(self, bound: Floats) -> Pairs:
+        """Every eligible row within the points' bounds, and some beyond."""
+        reach = np.sqrt(bound)[:, None]
+        members, bucket_gaps = self._members(np.flatnonzero((self._group_gaps <= reach).any(axis=0)))
+        touches = bucket_gaps <= reach
+        needed = touches.any(axis=0)
+        touches, rows = touches[:, needed], self._rows(members[needed])
+        found: list[Pairs] = []
+        at, crowd = 0, CROWD_FACTOR * (self._scan.k + 1)
+        while at < len(bound):
+            in_reach = rows.only(touches[at : at + POINTS_AT_ONCE].any(axis=0).take(rows.owner))
+            part = slice(at, at + min(max(PAIRS_MAX // max(len(in_reach), 1), 1), POINTS_AT_ONCE))
+            within = self._within(part, bound[part], in_reach, crowd)
+            if within is None:
+                rows, crowd = rows.only(self._scan.thin(rows.slots, self._scan.k)), PAIRS_MAX
+                continue
+            found.append((within[0] + at, within[1]))
+            at = part.stop
+        return joined(found)
+
+    def _within(self, part: slice, bound: Floats, rows: _Rows, crowd: int) -> Pairs | None:
+        """Pairs within the bounds of a part of the points; None when there are more than `crowd` a point."""
+        lens = Lens(self._points[part], self._origin, rows.reach_m)
+        squared = lens.squared(rows.places)
+        if len(rows) >= self._scan.k:
+            bound = np.minimum(bound, kth(squared, self._scan.k) + lens.slack[:, 0])
+        near = (squared <= (bound[:, None] + lens.slack).astype(np.float32)).ravel().nonzero()[0]
+        if len(near) > crowd * len(bound):
+            return None
+        point, column = np.divmod(near, max(len(rows), 1))
+        return point, rows.slots.take(column)
+
+    # Buckets and their rows
+
+    def _members(self, groups: Ints) -> tuple[Ints, Floats]:
+        """The buckets of these groups, and lower bounds on their distances, (m, buckets)."""
+        if not len(groups):
+            return np.empty(0, dtype=np.int64), np.empty((len(self._points), 0))
+        buckets = self._buckets
+        members = np.concatenate([buckets.members[group] for group in groups.tolist()])
+        return members, gaps(self._points, buckets.centre.take(members, 0), buckets.radius.take(members))
+
+    def _rows(self, members: Ints) -> _Rows:
+        """The eligible rows of these buckets, moved to the common origin."""
+        buckets = self._buckets
+        groups = buckets.group.take(members)
+        rows, owner = self._scan.rows(members)
+        places = buckets.place.take(rows, 0)
+        shifts = buckets.group_centre.take(groups, 0) - self._origin
+        if shifts.any():
+            places[:, :3] -= (2.0 * shifts).astype(np.float32).take(owner, 0)
+            places[:, 3] = 0.25 * np.einsum("ij,ij->i", places[:, :3], places[:, :3])
+        reach = np.linalg.norm(shifts, axis=1) + buckets.group_radius.take(groups)
+        return _Rows(buckets.slot.take(rows), places, owner, float(reach.max(initial=0.0)))
+
+
+def _enough(counts: Ints, wanted: int) -> int:
+    """How many of the counts, from the first on, add up to what is wanted."""
+    return int(np.searchsorted(np.cumsum(counts), wanted)) + 1
+
+
+def _by(labels: Ints) -> list[tuple[int, Ints]]:
+    """The positions of each label."""
+    order = np.argsort(labels, kind="stable")
+    begins, _ = runs(labels[order])
+    return list(zip(labels[order[begins]].tolist(), np.split(order, begins[1:]), strict=True))
