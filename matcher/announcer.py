@@ -1,0 +1,345 @@
+"""The announcer: committed events reach their listeners, at least once, in order of version.
+
+What happened stands in the store; a hint only says where to look. Each process
+reads what its own listeners miss: one query for all of them, after a hint, after
+a `Resync` (hints may have been lost), and every few seconds in any case. Rows
+whose announcement was lost with the process that committed them are relayed by
+whoever finds them. So nothing depends on a hint arriving (P9), and no queue is
+unbounded (P10): a hint for which there is no room is relayed later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Generic, Protocol, TypeVar
+
+from geo.model import DriverId, MarketId
+from matcher.errors import StoreUnavailable
+from matcher.hints import Hints, HintsUnavailable, Resync
+from matcher.listeners import Closed, DriverListener, RideListener, ended_view, has_moved_on
+from matcher.model import Hint, Ride, RideEvent, RideId
+
+log = logging.getLogger(__name__)
+Key = TypeVar("Key")
+
+#: Keys a query, events an answer, hints a call.
+READ_MAX = 500
+EVENTS_MAX = 2000
+HINTS_MAX = 500
+
+
+class EventStore(Protocol):
+    """What of the store the announcer needs (see matcher.store.Store)."""
+
+    async def ride(self, ride_id: RideId) -> Ride | None: ...
+
+    async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]: ...
+
+    async def events_after(self, known: Mapping[RideId, int], *, limit: int) -> list[RideEvent]: ...
+
+    async def versions(self, ride_ids: Sequence[RideId]) -> dict[RideId, int]: ...
+
+    async def unannounced(self, market: MarketId | None, *, older_than_ms: int, limit: int) -> list[Hint]: ...
+
+    async def mark_announced(self, hints: Sequence[Hint]) -> None: ...
+
+
+@dataclass(slots=True)
+class AnnouncerStats:
+    """Counters since the start, for metrics."""
+
+    announced: int = 0
+    relayed: int = 0
+    left_to_relay: int = 0  # there was no room, or the hints could not be published
+    resyncs: int = 0
+    overflowed: int = 0  # listeners that did not keep up
+    faults: int = 0
+
+
+class _Due(Generic[Key]):
+    """A set of keys that somebody has to read; each stands in it once however often it is added."""
+
+    def __init__(self) -> None:
+        self._keys: set[Key] = set()
+        self._wake = asyncio.Event()
+
+    def add(self, keys: Collection[Key]) -> None:
+        if keys:
+            self._keys.update(keys)
+            self._wake.set()
+
+    async def take(self) -> list[Key]:
+        await self._wake.wait()
+        taken = [self._keys.pop() for _ in range(min(READ_MAX, len(self._keys)))]
+        if not self._keys:
+            self._wake.clear()
+        return taken
+
+
+class Announcer:
+    """Belongs to one event loop; nothing is delivered unless `run` runs.
+
+    `backstop_s` is how often everything listened for is read again, `relay_s`
+    how often unannounced rows older than `relay_after_ms` are looked for.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        hints: Hints,
+        *,
+        backstop_s: float = 2.0,
+        relay_s: float = 1.0,
+        relay_after_ms: int = 2000,
+        outgoing_max: int = 10_000,
+    ) -> None:
+        self._store = store
+        self._hints = hints
+        self._backstop_s = backstop_s
+        self._relay_s = relay_s
+        self._relay_after_ms = relay_after_ms
+        self._outgoing_max = outgoing_max
+        self._outgoing: deque[Hint] = deque()
+        self._send = asyncio.Event()
+        self._all_sent = asyncio.Event()
+        self._all_sent.set()
+        self._rides: dict[RideId, set[RideListener]] = {}
+        self._drivers: dict[DriverId, set[DriverListener]] = {}
+        self._markets: dict[MarketId, set[Callable[[], None]]] = {}
+        self._hinted: dict[DriverId, dict[RideId, int]] = {}  # versions that drivers here may have to be told of
+        self._due_rides: _Due[RideId] = _Due()
+        self._due_drivers: _Due[DriverId] = _Due()
+        self._closed = False
+        self.stats = AnnouncerStats()
+
+    def announce(self, hints: Sequence[Hint]) -> None:
+        """After a commit: tells the listeners here at once and everybody else soon. Never blocks or raises."""
+        for hint in hints:
+            self._note(hint)
+        room = max(0, self._outgoing_max - len(self._outgoing))
+        self._outgoing.extend(hints[:room])
+        self.stats.left_to_relay += len(hints[room:])
+        if self._outgoing:
+            self._send.set()
+            self._all_sent.clear()
+
+    @contextmanager
+    def ride_listener(self, ride_id: RideId, known_version: int) -> Iterator[RideListener]:
+        """A listener of this ride's events after `known_version`, for as long as the context lasts."""
+        listener = RideListener(ride_id, known_version)
+        if self._closed:
+            listener.close(Closed.GOING_AWAY)
+        listeners = self._rides.setdefault(ride_id, set())
+        listeners.add(listener)
+        self._due_rides.add((ride_id,))
+        try:
+            yield listener
+        finally:
+            self.stats.overflowed += listener.closed is Closed.OVERFLOW
+            listeners.discard(listener)
+            if not listeners and self._rides.get(ride_id) is listeners:
+                del self._rides[ride_id]
+
+    @contextmanager
+    def driver_listener(self, driver_id: DriverId, callback: Callable[[Ride], None]) -> Iterator[DriverListener]:
+        """Calls back with every live trip of this driver, now and whenever it changes, its end included."""
+        listener = DriverListener(driver_id, callback)
+        listeners = self._drivers.setdefault(driver_id, set())
+        listeners.add(listener)
+        self._due_drivers.add((driver_id,))
+        try:
+            yield listener
+        finally:
+            listeners.discard(listener)
+            if not listeners and self._drivers.get(driver_id) is listeners:
+                del self._drivers[driver_id]
+                self._hinted.pop(driver_id, None)
+
+    @contextmanager
+    def market_listener(self, market: MarketId, callback: Callable[[], None]) -> Iterator[None]:
+        """Calls back when some ride of this market may have changed."""
+        self._markets.setdefault(market, set()).add(callback)
+        try:
+            yield
+        finally:
+            self._markets[market].discard(callback)
+
+    async def run(self) -> None:
+        """Delivers until cancelled, and outlives every fault of the store and the hints."""
+        loops = (
+            self._listen,
+            self._send_outgoing,
+            lambda: self._read_due(self._due_rides, self._read_rides),
+            lambda: self._read_due(self._due_drivers, self._read_drivers),
+            self._backstop,
+            self._relay,
+        )
+        async with asyncio.TaskGroup() as group:
+            for loop in loops:
+                group.create_task(self._forever(loop))
+
+    async def close(self, within_s: float = 2.0) -> None:
+        """Sends what is still to be sent, if `run` runs and it can, and ends the ride listeners."""
+        self._closed = True
+        try:
+            async with asyncio.timeout(within_s):
+                await self._all_sent.wait()
+        except TimeoutError:
+            log.warning("some hints are left to be relayed, %d of them not yet sent", len(self._outgoing))
+        for listeners in self._rides.values():
+            for listener in listeners:
+                listener.close(Closed.GOING_AWAY)
+
+    async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await loop()
+            except (StoreUnavailable, HintsUnavailable) as fault:
+                self.stats.faults += 1
+                log.info("the announcer waits: %s", fault)
+            except Exception:  # logged and counted; the loop goes on, or listeners starve
+                self.stats.faults += 1
+                log.exception("the announcer stumbled")
+            await asyncio.sleep(random.uniform(0.2, 1.0))
+
+    def _note(self, hint: Hint) -> None:
+        """Marks what this hint makes worth reading; cheap when nobody here listens."""
+        if any(listener.version < hint.version for listener in self._rides.get(hint.ride_id, ())):
+            self._due_rides.add((hint.ride_id,))
+        if hint.driver_id is not None:
+            self._note_for_driver(hint.driver_id, hint)
+        for callback in tuple(self._markets.get(hint.market, ())):
+            callback()
+
+    def _note_for_driver(self, driver_id: DriverId, hint: Hint) -> None:
+        if all(listener.knows(hint.ride_id, hint.version) for listener in self._drivers.get(driver_id, ())):
+            return
+        hinted = self._hinted.setdefault(driver_id, {})
+        hinted[hint.ride_id] = max(hint.version, hinted.get(hint.ride_id, 0))
+        self._due_drivers.add((driver_id,))
+
+    async def _listen(self) -> None:
+        async for item in self._hints.listen():
+            if isinstance(item, Resync):
+                self.stats.resyncs += 1
+                self._due_rides.add(self._rides.keys())
+                self._due_drivers.add(self._drivers.keys())
+            else:
+                self._note(item)
+
+    async def _send_outgoing(self) -> None:
+        while True:
+            await self._send.wait()
+            hints = [self._outgoing.popleft() for _ in range(min(HINTS_MAX, len(self._outgoing)))]
+            try:
+                await self._tell(hints)
+                self.stats.announced += len(hints)
+            except (StoreUnavailable, HintsUnavailable):
+                self.stats.left_to_relay += len(hints)  # they stay unannounced in the store
+                raise
+            finally:
+                if not self._outgoing:
+                    self._send.clear()
+                    self._all_sent.set()
+
+    async def _tell(self, hints: Sequence[Hint]) -> None:
+        await self._hints.publish(hints)
+        await self._store.mark_announced(hints)
+
+    async def _relay(self) -> None:
+        while True:
+            await asyncio.sleep(self._relay_s * random.uniform(0.75, 1.25))
+            full = True
+            while full:
+                hints = await self._store.unannounced(None, older_than_ms=self._relay_after_ms, limit=HINTS_MAX)
+                if hints:
+                    await self._tell(hints)
+                    self.stats.relayed += len(hints)
+                full = len(hints) == HINTS_MAX
+
+    async def _backstop(self) -> None:
+        """Reads everything listened for once a round, a slice at a time, so that no round comes as one burst."""
+        while True:
+            rides, drivers = list(self._rides), list(self._drivers)
+            slices = max(1, -(-len(rides) // READ_MAX), -(-len(drivers) // READ_MAX))
+            for number in range(slices):
+                await asyncio.sleep(max(self._backstop_s / slices, 0.05))
+                part = slice(number * READ_MAX, (number + 1) * READ_MAX)
+                self._due_drivers.add(drivers[part])
+                await self._check_versions(rides[part])
+
+    async def _check_versions(self, rides: Sequence[RideId]) -> None:
+        if not rides:
+            return
+        for ride_id, version in (await self._store.versions(rides)).items():
+            if any(listener.version < version for listener in self._rides.get(ride_id, ())):
+                self._due_rides.add((ride_id,))
+
+    async def _read_due(self, due: _Due[Key], read: Callable[[Sequence[Key]], Awaitable[None]]) -> None:
+        while True:
+            keys = await due.take()
+            try:
+                await read(keys)
+            except BaseException:
+                due.add(keys)
+                raise
+
+    async def _read_rides(self, ride_ids: Sequence[RideId]) -> None:
+        known = {}
+        for ride_id in ride_ids:
+            open_ones = [each.version for each in self._rides.get(ride_id, ()) if each.closed is None]
+            if open_ones:
+                known[ride_id] = min(open_ones)
+        if not known:
+            return
+        events = await self._store.events_after(known, limit=EVENTS_MAX)
+        for ride_id, of_ride in groupby(events, key=lambda event: event.ride_id):
+            in_order = list(of_ride)
+            for listener in tuple(self._rides.get(ride_id, ())):
+                listener.take_in(in_order)
+        if len(events) >= EVENTS_MAX:  # the rest of them is cut off
+            self._due_rides.add(known)
+
+    async def _read_drivers(self, driver_ids: Sequence[DriverId]) -> None:
+        present = [driver_id for driver_id in driver_ids if driver_id in self._drivers]
+        if not present:
+            return
+        hinted = {driver_id: dict(self._hinted.get(driver_id, ())) for driver_id in present}
+        live: dict[DriverId, list[Ride]] = {driver_id: [] for driver_id in present}
+        for ride in await self._store.live_trips(present):
+            if ride.trip is not None:
+                live[ride.trip.driver_id].append(ride)
+        for driver_id, rides in live.items():
+            for listener in tuple(self._drivers.get(driver_id, ())):
+                await self._tell_ends(listener, listener.compare(rides), hinted[driver_id])
+            self._forget_hinted(driver_id, hinted[driver_id])
+
+    def _forget_hinted(self, driver_id: DriverId, told: Mapping[RideId, int]) -> None:
+        """Drops what has been seen to, and keeps what was hinted at meanwhile."""
+        left = {ride: v for ride, v in self._hinted.pop(driver_id, {}).items() if v > told.get(ride, 0)}
+        if left:
+            self._hinted[driver_id] = left
+
+    async def _tell_ends(self, listener: DriverListener, gone: Sequence[Ride], hinted: Mapping[RideId, int]) -> None:
+        """Tells of trips that are not live any more: `gone` were told of, those of `hinted` perhaps not."""
+        for told in gone:
+            now = await self._store.ride(told.ride_id)
+            if now is None:
+                continue
+            events: list[RideEvent] = []
+            if has_moved_on(told, now):
+                events = await self._store.events_after({told.ride_id: told.version}, limit=EVENTS_MAX)
+            if (view := ended_view(told, now, events)) is not None:
+                listener.tell(view)
+        for ride_id, version in hinted.items():
+            if not listener.knows(ride_id, version):
+                now = await self._store.ride(ride_id)
+                if now is not None and now.trip is not None and now.trip.driver_id == listener.driver_id:
+                    listener.tell(now)

@@ -1,0 +1,166 @@
+"""What the store answers: every expected outcome of a command is a value, never an exception.
+
+Times are whole milliseconds of the database's clock (UTC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from geo.model import DriverId
+from matcher.errors import StoreUnavailable
+from matcher.model import Driver, Hint, Move, Ride, RideId, Slot, Trip, TripId
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """The ride stands (P2). `repeated`: this is the first answer again (P3), so the
+    ride is shown as it was first answered: searching, version 1, without a trip."""
+
+    ride: Ride
+    hint: Hint | None  # None for a repetition
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The client used this idempotency key within a day for a request with another body (P3)."""
+
+    key: str
+
+
+RequestOutcome: TypeAlias = Requested | KeyReused | StoreUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The command took effect, now or (hint None) when it was first sent."""
+
+    ride: Ride
+    hint: Hint | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotAllowed:
+    """The command came too late, too early or past a limit; `ride` is the present state."""
+
+    ride: Ride
+    allowed: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """No such ride or trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotYours:
+    """It belongs to another client or driver (P11)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer session of this driver has signed on; this one may write no more (P7)."""
+
+
+CommandOutcome: TypeAlias = Done | NotAllowed | NotFound | NotYours | Superseded
+
+
+@dataclass(frozen=True, slots=True)
+class SignedOn:
+    """A driver's new session: `driver.epoch` is its fencing number, `rides` those with a live trip of it."""
+
+    driver: Driver
+    rides: list[Ride]
+
+    @property
+    def trips(self) -> list[Trip]:
+        return [ride.trip for ride in self.rides if ride.trip is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One snapshot of what a batch decides over, at the database's time `now_ms`.
+
+    `rides` are searching with their deadline ahead, oldest first; `engaged` the
+    drivers with a live trip in any market; `refused` the drivers that a ride is
+    not to be paired with again.
+    """
+
+    now_ms: int
+    rides: list[Ride]
+    engaged: frozenset[DriverId]
+    refused: Mapping[RideId, frozenset[DriverId]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """One line of a plan: this driver for this ride, as it stood at `ride_version`."""
+
+    trip_id: TripId
+    ride_id: RideId
+    ride_version: int
+    driver_id: DriverId
+    slot: Slot
+    pickup_s: float
+    distance_m: float
+    abandon_after_ms: int
+    decision: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LostPairing:
+    """A pairing that dropped out alone; `why` is one of the LOST_ constants."""
+
+    pairing: Pairing
+    why: str
+
+
+LOST_RIDE_CHANGED = "ride_changed"  # not searching any more, at another version, or past its deadline
+LOST_RIDE_BUSY = "ride_busy"  # its row is locked by a command under way
+LOST_DRIVER_BUSY = "driver_busy"  # the same of the driver's row
+LOST_DRIVER_ENGAGED = "driver_engaged"  # the slot is taken
+LOST_DRIVER_NOT_ENGAGED = "driver_not_engaged"  # `next` without a live `now`
+LOST_DRIVER_GONE = "driver_gone"  # unknown, not online, or in another market
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What of a plan was committed; `hints` go out after it, one a trip, in the same order."""
+
+    hints: list[Hint]
+    trips: list[Trip]
+    lost: list[LostPairing]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Counts from the database alone. Every field but the first three is to be 0 for `holds`."""
+
+    rides: Mapping[str, int]  # by state
+    trips: Mapping[str, int]  # by state
+    rides_of_events: int  # rides that have any event
+    drivers_doubled: int  # drivers with two live trips in one slot (P1)
+    rides_doubled: int  # rides with two live trips (P1)
+    next_without_now: int  # drivers with a live `next` and no live `now`
+    rides_without_trip: int  # rides offered to in_progress without their live trip
+    trips_without_ride: int  # live trips whose ride does not name them as its current trip
+    versions_without_event: int  # rides with fewer events than versions, or without that of their version
+    trips_overlapping: int  # pairs of `now` trips of one driver that overlap in time
+    overdue: int  # rides searching past their deadline, trips live past their limit (P4), by over a minute
+
+    @property
+    def double_assignments(self) -> int:
+        return self.drivers_doubled + self.rides_doubled + self.trips_overlapping
+
+    @property
+    def holds(self) -> bool:
+        return not (
+            self.double_assignments
+            or self.next_without_now
+            or self.rides_without_trip
+            or self.trips_without_ride
+            or self.versions_without_event
+        )
