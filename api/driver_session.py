@@ -1,0 +1,353 @@
+"""One driver's session on one socket: frames in, frames out, one market, one epoch.
+
+`Session` decides synchronously what a frame means; what needs the store goes
+through one bounded worker, in the order sent, so that positions never wait for
+a database. The writer is the only task that writes to the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import WSMsgType, web
+
+from api.outbox import Outbox
+from api.positions import PositionFlusher, Track, Verdict
+from api.schema import (
+    ArriveFrame,
+    CancelFrame,
+    CompleteFrame,
+    DoneFrame,
+    DownFrame,
+    ErrorFrame,
+    PositionFrame,
+    PositionItem,
+    PositionsFrame,
+    StartFrame,
+    StatusFrame,
+    TripFrame,
+    UpFrame,
+    WelcomeFrame,
+    ride_out,
+)
+from api.telemetry import Metrics
+from geo.model import DriverId
+from matcher.errors import StoreUnavailable
+from matcher.model import Driver, DriverStatus, Move, Ride, TripId
+from matcher.outcomes import CommandOutcome, Done, NotAllowed, NotFound, NotYours, Superseded
+from matcher.rides import Overloaded
+
+CLOSE_GOING_AWAY = 1001
+CLOSE_WRONG_TYPE = 1003
+CLOSE_POLICY = 1008
+CLOSE_SUPERSEDED = 4000
+CLOSE_TOKEN_EXPIRED = 4001
+CLOSE_SIGNED_OUT = 4002
+
+BAD_FRAMES_MAX = 10
+COMMANDS_MAX = 16
+SEND_S_MAX = 10.0
+CLOSE_S_MAX = 2.0
+SETTLE_S_MAX = 3.0
+
+_TAKEN = Verdict.TAKEN
+
+log = structlog.stdlib.get_logger(__name__)
+
+MOVES: dict[type[TripFrame], Move] = {
+    ArriveFrame: Move.ARRIVE,
+    StartFrame: Move.START,
+    CompleteFrame: Move.COMPLETE,
+    CancelFrame: Move.DRIVER_CANCEL,
+}
+
+MoveTrip = Callable[..., Awaitable[CommandOutcome]]
+SetStatus = Callable[..., Awaitable[Driver | None]]
+
+
+class Format:
+    """One of the two subprotocols: how frames are decoded and encoded, and in which kind of message."""
+
+    def __init__(self, subprotocol: str) -> None:
+        self.is_binary = subprotocol.endswith("msgpack")
+        self.message_type = WSMsgType.BINARY if self.is_binary else WSMsgType.TEXT
+        codec: Any = msgspec.msgpack if self.is_binary else msgspec.json
+        self.decode: Callable[[bytes], UpFrame] = codec.Decoder(UpFrame).decode
+        self.encode: Callable[[DownFrame], bytes] = codec.Encoder().encode
+
+
+class Session:
+    """Made before the handshake, so that no change of a trip is missed; `signed_on` completes it."""
+
+    def __init__(
+        self,
+        driver_id: DriverId,
+        form: Format,
+        *,
+        move_trip: MoveTrip,
+        set_status: SetStatus,
+        flusher: PositionFlusher,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.driver_id = driver_id
+        self.epoch = 0
+        self.closing: tuple[int, str] | None = None
+        self.outbox = Outbox(form.encode)
+        self._form = form
+        self._decode = form.decode
+        self._move_trip = move_trip
+        self._set_status = set_status
+        self._flusher = flusher
+        self._touch = flusher.touch
+        self._metrics = metrics
+        self._verdicts = metrics.fixes.counts
+        self._clock = clock
+        self._bad_in_a_row = 0
+        self._is_deaf = False  # offline or closing: positions are not taken
+        self._commands: deque[StatusFrame | TripFrame] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self.track: Track  # set by signed_on; nothing is received before
+        self._told: Callable[[Ride], None] = lambda ride: None
+
+    def signed_on(self, track: Track, welcome: WelcomeFrame, told: Callable[[Ride], None]) -> None:
+        """`told` is to be called with what the driver learns otherwise than by the announcer."""
+        self.track = track
+        self._told = told
+        self.epoch = track.epoch
+        self._is_deaf = welcome.status == DriverStatus.OFFLINE
+        track.on_published = self.outbox.ack
+        track.on_outdated = self.supersede
+        self._flusher.join(track)
+        self.outbox.welcome(welcome)
+
+    def close(self, code: int, reason: str) -> None:
+        """Asks the writer to close the socket; the first reason stands."""
+        if self.closing is None:
+            self.closing = (code, reason)
+            self._is_deaf = True
+            self._metrics.sockets_closed.add(str(code))
+            self.outbox.wake.set()
+
+    def supersede(self) -> None:
+        self.close(CLOSE_SUPERSEDED, "a newer session has taken over")
+
+    # Frames in: synchronous
+
+    def on_frame(self, data: bytes) -> None:
+        """One message of the right type. Positions are nearly all there is: they take the shortest way."""
+        try:
+            frame = self._decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            code = "invalid-frame" if isinstance(error, msgspec.ValidationError) else "malformed-frame"
+            self._bad_frame(code, str(error))
+            return
+        self._bad_in_a_row = 0
+        if type(frame) is PositionFrame:
+            self._take(frame)
+        elif isinstance(frame, PositionsFrame):
+            for item in sorted(frame.items, key=lambda each: each.seq):
+                self._take(item)
+        elif isinstance(frame, StatusFrame | TripFrame):
+            self._enqueue(frame)
+
+    def _take(self, item: PositionItem) -> None:
+        if self._is_deaf:
+            self._ignore()
+            return
+        verdict = self.track.take(item, self._clock())
+        if verdict is _TAKEN:
+            self._touch(self.track)  # which counts it, once a flush
+        else:
+            self._refuse(verdict)
+
+    def _ignore(self) -> None:
+        if self.closing is None:  # a session that is over writes nothing, and has been told why
+            self.outbox.error(ErrorFrame("offline", "the driver is offline: its positions are not taken"))
+
+    def _refuse(self, verdict: Verdict) -> None:
+        self._verdicts[(verdict.value,)] += 1
+        if verdict is Verdict.OUTSIDE:
+            self.outbox.error(ErrorFrame(verdict.value, "the position is outside the session's market"))
+        elif verdict is Verdict.NULL_ISLAND:
+            self.outbox.error(ErrorFrame(verdict.value, "the position (0, 0) is not plausible"))
+
+    def _bad_frame(self, code: str, detail: str) -> None:
+        self._metrics.bad_frames.add(code)
+        self._bad_in_a_row += 1
+        self.outbox.error(ErrorFrame(code, detail[:200]))
+        if self._bad_in_a_row > BAD_FRAMES_MAX:
+            self.close(CLOSE_POLICY, "too many bad frames")
+
+    # Commands: one at a time, in the order sent
+
+    def _enqueue(self, frame: StatusFrame | TripFrame) -> None:
+        if self.closing is not None:
+            return
+        if len(self._commands) >= COMMANDS_MAX:
+            self._answer(ErrorFrame("overloaded", "too many commands wait for their answers", ref=frame.ref))
+            return
+        self._commands.append(frame)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._commands:
+            frame = self._commands.popleft()
+            try:
+                await (self._on_status(frame) if isinstance(frame, StatusFrame) else self._on_trip(frame))
+            except StoreUnavailable as error:
+                self._answer(ErrorFrame("store-unavailable", error.reason, ref=frame.ref))
+            except Overloaded as error:
+                self._answer(ErrorFrame("overloaded", error.reason, ref=frame.ref))
+            except Exception:  # a defect of ours: the driver hears of it, and later commands still run
+                log.exception("a driver's command failed", command=type(frame).__name__)
+                self._answer(ErrorFrame("internal-error", "the service has failed", ref=frame.ref))
+
+    async def _on_trip(self, frame: TripFrame) -> None:
+        outcome = await self._move_trip(
+            TripId(frame.trip_id),
+            MOVES[type(frame)],
+            driver_id=self.driver_id,
+            epoch=self.epoch,
+            reason=frame.reason,
+        )
+        if isinstance(outcome, Superseded):
+            self.supersede()
+        else:
+            if isinstance(outcome, Done):
+                self._told(outcome.ride)
+                self.outbox.told(outcome.ride)
+            self._answer(answer_to(outcome, frame.ref))
+
+    async def _on_status(self, frame: StatusFrame) -> None:
+        driver = await self._set_status(self.driver_id, DriverStatus(frame.status), epoch=self.epoch)
+        if driver is None:
+            self.supersede()
+            return
+        if driver.status is DriverStatus.SUSPENDED:
+            self._answer(ErrorFrame("driver-suspended", "the driver is suspended", ref=frame.ref))
+            self.suspend()
+            return
+        self._apply(driver.status)
+        self._answer(DoneFrame(status=driver.status.value, ref=frame.ref))
+
+    def _apply(self, status: DriverStatus) -> None:
+        self._is_deaf = status is DriverStatus.OFFLINE or self.closing is not None
+        if status is DriverStatus.OFFLINE:
+            self._flusher.remove(self.track)
+        self.track.set_available(status is DriverStatus.ONLINE)
+        if self.track.fix is not None:
+            self._flusher.touch(self.track)
+            self._flusher.hurry()
+
+    def on_row(self, driver: Driver) -> None:
+        """The driver's row was written by somebody else: it takes effect on this session."""
+        if driver.status is DriverStatus.SUSPENDED:
+            self.suspend()
+            return
+        self.track.vehicle_class, self.track.seats = driver.vehicle_class, driver.seats
+        self._apply(driver.status)
+
+    def suspend(self) -> None:
+        """The operator took the driver off the road: no more positions, and the session ends."""
+        self._flusher.remove(self.track)
+        self.close(CLOSE_POLICY, "the driver is suspended")
+
+    def _answer(self, frame: DownFrame) -> None:
+        self.outbox.answer(frame)
+
+    async def finish(self, within_s: float) -> None:
+        """The socket is gone: its last fix stands until it is stale, and commands that were received end."""
+        self._flusher.leave(self.track)
+        await self._settle(within_s)
+
+    async def _settle(self, within_s: float) -> None:
+        """Waits until every command that was received has its answer."""
+        if self._worker is not None and not self._worker.done():
+            await asyncio.wait([self._worker], timeout=within_s)
+
+    # The socket
+
+    async def run(self, ws: web.WebSocketResponse[Any], abort: Callable[[], None]) -> None:
+        """Reads and writes until either side ends it. `abort` drops the connection at once."""
+        writer = asyncio.create_task(self._write(ws, abort))
+        writer.add_done_callback(lambda task: None if task.cancelled() or task.exception() is None else abort())
+        try:
+            await self._read(ws)
+        finally:
+            if self.closing is None:
+                writer.cancel()  # else it is closing the socket, which takes CLOSE_S_MAX at most
+            await asyncio.wait([writer])
+            if not ws.closed:
+                abort()
+        if not writer.cancelled() and (error := writer.exception()) is not None:
+            raise error
+
+    async def _read(self, ws: web.WebSocketResponse[Any]) -> None:
+        receive, on_frame, kind = ws.receive, self.on_frame, self._form.message_type
+        while True:
+            message = await receive()
+            if message.type is kind:
+                on_frame(message.data)
+            elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                self._metrics.bad_frames.add("wrong-type")
+                self.close(CLOSE_WRONG_TYPE, "text on a msgpack socket, or binary on a JSON one")
+            else:
+                return
+
+    async def _write(self, ws: web.WebSocketResponse[Any], abort: Callable[[], None]) -> None:
+        outbox = self.outbox
+        send = ws.send_bytes if self._form.is_binary else _text_sender(ws)
+        try:
+            while self.closing is None:
+                await outbox.wake.wait()
+                await self._send(send, outbox.take())
+            code, reason = self.closing
+            if code == CLOSE_GOING_AWAY:
+                await self._settle(SETTLE_S_MAX)
+            await self._send(send, outbox.take())
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await ws.close(code=code, message=reason.encode())
+        except TimeoutError:
+            self._metrics.aborted.add("driver")
+            abort()
+        except ConnectionError:
+            abort()  # the client has gone; the reader sees it too
+
+    async def _send(self, send: Callable[[bytes], Awaitable[None]], frames: list[bytes]) -> None:
+        """Raises TimeoutError when the client does not read."""
+        if self.outbox.overflowed:
+            raise TimeoutError
+        if frames:
+            async with asyncio.timeout(SEND_S_MAX):
+                for data in frames:
+                    await send(data)
+
+
+def _text_sender(ws: web.WebSocketResponse[Any]) -> Callable[[bytes], Awaitable[None]]:
+    async def send(data: bytes) -> None:
+        await ws.send_frame(data, WSMsgType.TEXT)
+
+    return send
+
+
+def answer_to(outcome: CommandOutcome, ref: str | int | None) -> DownFrame:
+    """The frame that answers a trip command."""
+    match outcome:
+        case Done(ride=ride):
+            return DoneFrame(ride_out(ride), ref=ref)
+        case NotAllowed(ride=ride, allowed=allowed):
+            detail = f"the trip is {ride.trip.state.value if ride.trip else 'over'}"
+            return ErrorFrame("not-allowed", detail, ref, ride_out(ride), [each.value for each in allowed])
+        case NotFound():
+            return ErrorFrame("trip-unknown", "there is no such trip", ref)
+        case NotYours():
+            return ErrorFrame("not-your-trip", "the trip belongs to another driver", ref)
+        case Superseded():
+            return ErrorFrame("superseded", "a newer session has taken over", ref)

@@ -1,0 +1,172 @@
+"""/v1/drivers: a driver's row, and who is near a place."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from api.auth import Identity, Role, is_name
+from api.codec import BodyDecoder, answer, query_choice, query_float, query_int, speaks_msgpack
+from api.driver_stream import Sessions
+from api.engaged import Engaged
+from api.errors import Problem, invalid
+from api.limits import read_body
+from api.markets import Markets
+from api.planes import Planes, trusted
+from api.rides import BODY_S_MAX
+from api.schema import DriverRequest, NearbyOut, NearbyPage, driver_out
+from api.security import identity_of
+from geo.feed import Feed
+from geo.model import DriverId, LatLng, Nearby, Where
+from matcher.model import Driver, DriverStatus
+from matcher.policy import Market
+from matcher.store import Store
+
+K_MAX = 100
+K_DEFAULT = 10
+METRES_MAX = 100_000.0
+SEATS_MAX = 64
+#: Paths under /v1/drivers that are no driver's.
+RESERVED = frozenset({"nearby"})
+ENGAGED_AGE_HEADER = "Hexhail-Engaged-Age"
+
+
+class DriversApi:
+    def __init__(
+        self, *, store: Store, markets: Markets, sessions: Sessions, nearby: NearbySearch, max_body_bytes: int
+    ) -> None:
+        self._store = store
+        self._markets = markets
+        self._sessions = sessions
+        self._nearby = nearby
+        self._max_body_bytes = max_body_bytes
+        self._driver_body = BodyDecoder(DriverRequest)
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/drivers/nearby", self.nearby),
+            web.get("/v1/drivers/{driver_id}", self.get),
+            web.put("/v1/drivers/{driver_id}", self.put),
+        ]
+
+    async def get(self, request: web.Request) -> web.Response:
+        driver_id = identity_of(request).need_driver(request.match_info["driver_id"])
+        driver = await self._store.driver(driver_id)
+        if driver is None:
+            raise Problem("driver-unknown", "there is no such driver")
+        return answer(request, driver_out(driver))
+
+    async def put(self, request: web.Request) -> web.Response:
+        identity = identity_of(request)
+        driver_id = identity.need_driver(request.match_info["driver_id"])
+        if not is_name(driver_id) or driver_id in RESERVED:
+            raise Problem("invalid", "a driver's id has 1 to 64 letters, digits and ._:@+-")
+        is_msgpack = speaks_msgpack(request)
+        data = await read_body(request, bytes_max=self._max_body_bytes, timeout_s=BODY_S_MAX)
+        body = self._driver_body.decode(data, is_msgpack=is_msgpack)
+        driver = await self._store.put_driver(
+            driver_id,
+            vehicle_class=self._known_class(body.vehicle_class),
+            seats=body.seats,
+            status=await self._status(identity, driver_id, body.status),
+        )
+        self._tell_session(driver)
+        return answer(request, driver_out(driver))
+
+    def _known_class(self, vehicle_class: str) -> str:
+        """A class that no market serves would never be matched. Raises Problem 422."""
+        known = sorted({each for market in self._markets for each in market.classes})
+        if vehicle_class not in known:
+            raise invalid("/class", f"the markets have the classes {', '.join(known)}")
+        return vehicle_class
+
+    async def _status(self, identity: Identity, driver_id: DriverId, asked: str | None) -> DriverStatus | None:
+        """Only an admin suspends a driver, or lifts a suspension. Raises Problem 403."""
+        if asked is None or identity.is_admin:
+            return None if asked is None else DriverStatus(asked)
+        if asked == DriverStatus.SUSPENDED:
+            raise Problem("forbidden", "only an admin may suspend a driver")
+        present = await self._store.driver(driver_id)
+        if present is not None and present.status is DriverStatus.SUSPENDED:
+            raise Problem("driver-suspended", "the driver is suspended; only an admin may lift that")
+        return DriverStatus(asked)
+
+    def _tell_session(self, driver: Driver) -> None:
+        """The driver's socket, if it is one of this process, takes the new row over at once."""
+        session = self._sessions.of(driver.driver_id)
+        if session is not None:
+            session.on_row(driver)
+
+    async def nearby(self, request: web.Request) -> web.Response:
+        identity_of(request).need(Role.CLIENT, Role.FLEET)
+        lat = query_float(request, "lat", least=-90.0, most=90.0)
+        lon = query_float(request, "lon", least=-180.0, most=180.0)
+        if lat is None or lon is None:
+            raise invalid("?lat" if lat is None else "?lon", "is needed")
+        point = LatLng(lat, lon)
+        limit_m = query_float(request, "limit_m", least=0.0, most=METRES_MAX)
+        items, engaged_age_s = await self._nearby.search(
+            self._markets.at(point, "?lat"),
+            point,
+            k=query_int(request, "k", K_DEFAULT, least=1, most=K_MAX),
+            limit_m=METRES_MAX if limit_m is None else limit_m,
+            vehicle_class=request.query.get("class"),
+            seats=query_int(request, "seats", 1, least=1, most=SEATS_MAX),
+            idle=query_choice(request, "idle", ("true", "false")) != "false",
+        )
+        return answer(request, NearbyPage(items), headers={ENGAGED_AGE_HEADER: f"{engaged_age_s:.1f}"})
+
+
+class NearbySearch:
+    """Finds drivers in this process's replicas: no round trip but for who is engaged, now and then."""
+
+    def __init__(
+        self,
+        *,
+        feed: Feed,
+        planes: Planes,
+        engaged: Engaged,
+        stale_after_s: float,
+    ) -> None:
+        self._feed = feed
+        self._planes = planes
+        self._engaged = engaged
+        self._stale_after_s = stale_after_s
+
+    async def search(
+        self,
+        market: Market,
+        point: LatLng,
+        *,
+        k: int,
+        limit_m: float,
+        vehicle_class: str | None,
+        seats: int,
+        idle: bool,
+    ) -> tuple[list[NearbyOut], float]:
+        """The nearest drivers, and how old (seconds) the knowledge of who is engaged is.
+
+        Raises Problem 503 when the replica cannot be trusted.
+        """
+        index = trusted(self._planes, market.id, self._stale_after_s)
+        engaged, engaged_age_s = await self._engaged.read()
+        where = Where(
+            vehicle_classes=None if vehicle_class is None else market.classes_for(vehicle_class),
+            seats_min=seats,
+            exclude=engaged if idle else frozenset(),
+        )
+        found = index.nearest(point, k, limit_m=limit_m, where=where, now_ms=self._feed.now_ms())
+        return [nearby_out(each, market, each.driver_id in engaged) for each in found], engaged_age_s
+
+
+def nearby_out(found: Nearby, market: Market, engaged: bool) -> NearbyOut:
+    return NearbyOut(
+        driver_id=found.driver_id,
+        lat=found.lat,
+        lon=found.lon,
+        distance_m=round(found.distance_m, 1),
+        pickup_s=round(float(market.pickup_s(found.distance_m)), 1),
+        age_s=round(found.age_ms / 1000.0, 1),
+        vehicle_class=found.vehicle_class,
+        seats=found.seats,
+        engaged=engaged,
+    )

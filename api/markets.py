@@ -1,0 +1,78 @@
+"""The deployment's markets, found by name or by place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from api.errors import invalid
+from api.positions import is_null_island
+from config.markets import MarketSettings
+from geo.area import Circle, Polygon, area_from_geojson
+from geo.model import LatLng, MarketId
+from matcher.policy import Market
+
+
+class Markets:
+    """Where areas overlap, the market that stands first in the list takes the ride."""
+
+    def __init__(self, markets: Sequence[Market]) -> None:
+        self._by_id = {market.id: market for market in markets}
+
+    def __iter__(self) -> Iterator[Market]:
+        return iter(self._by_id.values())
+
+    def named(self, name: str | None) -> Market:
+        """The market of this name; the only one there is when none is named. Raises Problem 422."""
+        if name is None and len(self._by_id) == 1:
+            return next(iter(self))
+        market = self._by_id.get(MarketId(name)) if name else None
+        if market is None:
+            known = ", ".join(list(self._by_id)[:20])
+            raise invalid("?market", f"names no market; there are: {known}")
+        return market
+
+    def at(self, point: LatLng, pointer: str) -> Market:
+        """The market that serves this place. Raises Problem 422, (0, 0) included."""
+        check_plausible(point, pointer)
+        for market in self:
+            if market.area.contains(point.lat, point.lon):
+                return market
+        raise invalid(pointer, "no market serves this place", code="no-market")
+
+
+def check_plausible(point: LatLng, pointer: str) -> None:
+    """Raises Problem 422 for (0, 0), where nobody is but many broken apps say they are."""
+    if is_null_island(point.lat, point.lon):
+        raise invalid(pointer, "the position (0, 0) is not plausible", code="null-island")
+
+
+def build_market(settings: MarketSettings) -> Market:
+    """What the operator said, as the matcher wants it. Raises ValueError naming what makes no sense."""
+    return Market(
+        id=MarketId(settings.id),
+        area=_area(settings),
+        window_s=settings.window_s,
+        max_pickup_s=settings.max_pickup_s,
+        max_pickup_m=settings.max_pickup_m,
+        speed_mps=settings.speed_mps,
+        detour_factor=settings.detour_factor,
+        classes=settings.classes,
+        unmatched_base_s=settings.unmatched_base_s,
+        unmatched_growth=settings.unmatched_growth,
+        candidates_per_ride=settings.candidates_per_ride,
+        deadline_default_ms=round(settings.deadline_s * 1000),
+        deadline_max_ms=round(settings.deadline_max_s * 1000),
+        abandon_after_ms=round(settings.abandon_after_s * 1000),
+        solve_s_max=settings.solve_s_max,
+        seats_max=settings.seats_max,
+        rides_per_batch_max=settings.rides_per_batch_max,
+    )
+
+
+def _area(settings: MarketSettings) -> Circle | Polygon:
+    if settings.geometry is not None:
+        return area_from_geojson(settings.geometry)
+    assert settings.center_lat is not None
+    assert settings.center_lon is not None
+    assert settings.radius_m is not None
+    return Circle(LatLng(settings.center_lat, settings.center_lon), settings.radius_m)

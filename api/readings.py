@@ -1,0 +1,85 @@
+"""Gauges that are read off the running service when somebody scrapes its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from api.telemetry import Sample
+
+if TYPE_CHECKING:
+    from api.service import Service
+
+_MARKET = ("market",)
+
+
+def add_readings(service: Service) -> None:
+    """Registers every gauge of the service; nothing is read yet."""
+    _of_process(service)
+    _of_replicas(service)
+    _of_matching(service)
+
+
+def _of_process(service: Service) -> None:
+    read = service.metrics.reading
+    read("hexhail_sockets", "Driver sockets and event streams open.", _one(lambda: service.sockets.count))
+    read("hexhail_requests", "Requests under way.", _one(lambda: service.requests.count))
+    read("hexhail_desk_waiting", "Commands inside the ride desk.", _one(lambda: service.desk.waiting))
+    read(
+        "hexhail_degraded",
+        "1 while readiness is not plainly ready.",
+        _one(lambda: float(service.readiness().state != "ready")),
+    )
+    stats = service.announcer.stats
+    read("hexhail_announced", "Hints published since the start.", _one(lambda: stats.announced))
+    read("hexhail_relayed", "Hints published for another process that could not.", _one(lambda: stats.relayed))
+
+
+def _of_replicas(service: Service) -> None:
+    read, planes = service.metrics.reading, service.planes
+    read(
+        "hexhail_drivers",
+        "Drivers in this process's replica.",
+        lambda: [((market,), len(plane.index)) for market, plane in planes.items()],
+        _MARKET,
+    )
+    read(
+        "hexhail_feed_silent_seconds",
+        "Since the feed was last heard of.",
+        lambda: [((market,), plane.follower.silent_ms() / 1000.0) for market, plane in planes.items()],
+        _MARKET,
+    )
+    read(
+        "hexhail_positions_waiting",
+        "Drivers whose newest state waits for a flush.",
+        lambda: [((market,), len(plane.flusher)) for market, plane in planes.items()],
+        _MARKET,
+    )
+
+
+def _of_matching(service: Service) -> None:
+    read, dispatchers = service.metrics.reading, service.dispatchers
+
+    def each(value: Callable[[int], float]) -> Callable[[], Iterable[Sample]]:
+        return lambda: [((one.market.id,), value(number)) for number, one in enumerate(dispatchers)]
+
+    read("hexhail_leading", "1 where this process matches.", each(lambda n: dispatchers[n].stats.leading), _MARKET)
+    read("hexhail_windows", "Windows since the start.", each(lambda n: dispatchers[n].stats.windows), _MARKET)
+    read(
+        "hexhail_windows_skipped",
+        "Windows that the one before took up.",
+        each(lambda n: dispatchers[n].stats.windows_skipped),
+        _MARKET,
+    )
+    read(
+        "hexhail_windows_blind",
+        "Windows without live positions.",
+        each(lambda n: dispatchers[n].stats.windows_blind),
+        _MARKET,
+    )
+    read("hexhail_matched", "Trips committed since the start.", each(lambda n: dispatchers[n].stats.matched), _MARKET)
+    read("hexhail_swept", "Rides and trips ended by the sweep.", each(lambda n: dispatchers[n].stats.swept), _MARKET)
+
+
+def _one(value: Callable[[], float]) -> Callable[[], Iterable[Sample]]:
+    return lambda: [((), value())]

@@ -1,0 +1,359 @@
+"""The whole service, built in one function, started, and drained.
+
+`build_service` wires store, feed, replicas, ride desk, announcer, dispatchers
+and the HTTP application by role; nothing else makes these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from api.app import Gate, HasRoutes, build_app
+from api.auth import Authenticator
+from api.background import Background, StoreWatch
+from api.driver_stream import DriverStream, Sessions
+from api.drivers import DriversApi, NearbySearch
+from api.engaged import Engaged
+from api.events import EventsApi
+from api.limits import Gauge, raise_open_files
+from api.listener import Listener, Lobby, listen
+from api.markets import Markets, build_market
+from api.ops import OpsApi, Readiness
+from api.planes import Plane
+from api.positions import PositionFlusher
+from api.readings import add_readings
+from api.rides import RidesApi
+from api.telemetry import Metrics
+from api.trips import TripsApi
+from config.settings import Role, Settings
+from geo.feed import Feed, InProcessFeed
+from geo.index import DriverIndex
+from geo.model import MarketId
+from geo.redis_feed import RedisFeed
+from matcher.announcer import Announcer
+from matcher.dispatcher import Dispatcher
+from matcher.hints import Hints, LocalHints, RedisHints
+from matcher.rides import RideDesk
+from matcher.solver import SolverChild
+from matcher.store import Store
+
+log = structlog.stdlib.get_logger(__name__)
+
+#: Open files that are no client's: databases, the solver, logs.
+FILES_BESIDE = 128
+
+
+class Service:
+    """One process's part of the service. Made by `build_service`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        feed: Feed,
+        hints: Hints,
+        markets: Markets,
+        planes: dict[MarketId, Plane],
+        announcer: Announcer,
+        desk: RideDesk,
+        dispatchers: list[Dispatcher],
+        solver: SolverChild | None,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.feed = feed
+        self.hints = hints
+        self.markets = markets
+        self.planes = planes
+        self.announcer = announcer
+        self.desk = desk
+        self.dispatchers = dispatchers
+        self.metrics = metrics
+        self.sessions = Sessions()
+        self.sockets = Gauge(settings.sockets_max, "sockets open")
+        self.requests = Gauge(settings.requests_waiting_max, "requests under way")
+        self.lobby = Lobby()
+        self.watch = StoreWatch(store)
+        self.background = Background()
+        self.engaged = Engaged(store.engaged, metrics=metrics)
+        self.draining = asyncio.Event()
+        self.solver = solver
+        self._started = False
+        self._stream: DriverStream | None = None
+        self._events: EventsApi | None = None
+        add_readings(self)
+
+    # State
+
+    def readiness(self) -> Readiness:
+        if self.draining.is_set():
+            return Readiness("draining")
+        if not self._started:
+            return Readiness("starting")
+        reasons = tuple(self._reasons())
+        return Readiness("degraded" if reasons else "ready", reasons)
+
+    def _reasons(self) -> list[str]:
+        reasons = [] if self.watch.fault is None else [self.watch.fault]
+        for market, plane in self.planes.items():
+            reasons += [f"positions of {market}: {each}" for each in plane.faults()]
+        return reasons
+
+    # Life
+
+    async def start(self) -> None:
+        """Starts everything in the background. Neither Redis nor the database needs to be there yet."""
+        if self.settings.database_url is None:
+            await self.store.migrate()
+        await self.watch.look()
+        run = self.background.run
+        run("watch", self.watch.run())
+        run("announcer", self.announcer.run())
+        for market, plane in self.planes.items():
+            plane.follower.on_new_generation = plane.flusher.republish
+            run(f"follower {market}", plane.follower.run())
+            run(f"flusher {market}", plane.flusher.run())
+            run(f"bootstrap {market}", self._note_bootstrap(plane), once=True)
+        for dispatcher in self.dispatchers:
+            run("dispatcher", dispatcher.run())
+        self._started = True
+
+    async def _note_bootstrap(self, plane: Plane) -> None:
+        await plane.follower.ready()
+        plane.is_bootstrapped = True
+
+    async def stop(self) -> None:
+        """Drains within `drain_s`: nothing acknowledged is lost, whatever the order of the rest.
+
+        Readiness goes off and new requests get 503; sockets are closed with 1001;
+        what is under way is finished; the last positions are published; the
+        lease is given back; then the connections are closed.
+        """
+        until_s = time.monotonic() + self.settings.drain_s
+        self.draining.set()
+        if self._stream is not None:
+            self._stream.close_all()
+        if self._events is not None:
+            self._events.close_all()
+        await self._step("dispatchers", self.background.stop(lambda name: name == "dispatcher"), until_s)
+        await self._step("requests", self.requests.idle(), until_s)
+        await self._step("sockets", self.sockets.idle(), until_s)
+        await self._step("desk", self.desk.close(), until_s)
+        await self._step("positions", self._last_flush(), until_s)
+        await self._step("announcer", self.announcer.close(), until_s)
+        await self._step("background", self.background.stop(), until_s + 1.0)
+        for name, close in self._closers():
+            await self._step(name, close(), until_s + 2.0)
+        self._started = False
+
+    def _closers(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        closers: list[tuple[str, Callable[[], Awaitable[None]]]] = [("engaged", self.engaged.close)]
+        if self.solver is not None:
+            closers.append(("solver", self.solver.close))
+        return [*closers, ("hints", self.hints.close), ("feed", self.feed.close), ("store", self.store.close)]
+
+    async def _last_flush(self) -> None:
+        for plane in self.planes.values():
+            await plane.flusher.flush()
+
+    async def _step(self, name: str, call: Awaitable[Any], until_s: float) -> None:
+        """One step of the drain; one that overruns is named, and the others still get their turn."""
+        try:
+            async with asyncio.timeout(max(0.05, until_s - time.monotonic())):
+                await call
+        except TimeoutError:
+            log.warning("a step of the drain took too long", step=name)
+
+    # The HTTP side
+
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> Listener:
+        """Starts to take requests. Raises OSError when the address is taken."""
+        return await listen(self.make_app(), self.lobby, host, port, reuse_port=reuse_port)
+
+    def make_app(self) -> web.Application:
+        """The application of this service; it serves once `start` has run."""
+        assert self.settings.token_secret is not None, "the settings carry a secret (config.secret)"
+        authenticator = Authenticator(self.settings.token_secret.get_secret_value().encode())
+        gate = Gate(
+            authenticator=authenticator,
+            readiness=self.readiness,
+            requests=self.requests,
+            lobby=self.lobby,
+            metrics=self.metrics,
+            logs_access=self.settings.access_log,
+        )
+        ops = OpsApi(readiness=self.readiness, metrics=self.metrics)
+        return build_app(gate, [ops, *self._parts(authenticator)])
+
+    def _parts(self, authenticator: Authenticator) -> list[HasRoutes]:
+        settings, bytes_max = self.settings, self.settings.max_body_bytes
+        nearby = NearbySearch(
+            feed=self.feed, planes=self.planes, engaged=self.engaged, stale_after_s=settings.stale_after_s
+        )
+        self._stream = DriverStream(
+            store=self.store,
+            desk=self.desk,
+            announcer=self.announcer,
+            feed=self.feed,
+            flushers={market: plane.flusher for market, plane in self.planes.items()},
+            markets=self.markets,
+            authenticator=authenticator,
+            sockets=self.sockets,
+            sessions=self.sessions,
+            metrics=self.metrics,
+            max_frame_bytes=settings.max_frame_bytes,
+            max_speed_mps=settings.max_speed_mps,
+        )
+        self._events = EventsApi(
+            store=self.store,
+            announcer=self.announcer,
+            feed=self.feed,
+            planes=self.planes,
+            markets=self.markets,
+            authenticator=authenticator,
+            sockets=self.sockets,
+            metrics=self.metrics,
+            stale_after_s=settings.stale_after_s,
+        )
+        return [
+            RidesApi(
+                desk=self.desk,
+                store=self.store,
+                markets=self.markets,
+                max_body_bytes=bytes_max,
+                max_metadata_bytes=settings.max_metadata_bytes,
+            ),
+            self._events,
+            DriversApi(
+                store=self.store,
+                markets=self.markets,
+                sessions=self.sessions,
+                nearby=nearby,
+                max_body_bytes=bytes_max,
+            ),
+            self._stream,
+            TripsApi(desk=self.desk, store=self.store, max_body_bytes=bytes_max),
+        ]
+
+
+async def build_service(settings: Settings, role: Role) -> Service:
+    """Everything this role needs, wired and not yet started. Raises StoreLocked, ValueError for a senseless market."""
+    markets = Markets([build_market(each) for each in settings.markets])
+    metrics = Metrics()
+    if settings.database_url is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = await Store.open(
+        settings.store_url,
+        pool_size=settings.pool_size,
+        call_timeout_s=settings.store_timeout_s,
+        lease_s=settings.lease_s,
+    )
+    feed = _feed(settings)
+    hints = _hints(settings, markets)
+    planes = {market.id: _plane(settings, feed, market.id, metrics) for market in markets}
+    announcer = Announcer(store, hints)
+    solver = SolverChild() if role in ("all", "matcher") else None
+    holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+    dispatchers = [
+        Dispatcher(
+            market,
+            store,
+            planes[market.id].index,
+            planes[market.id].follower,
+            feed,
+            solver,
+            announcer,
+            holder,
+            lease_s=settings.lease_s,
+            stale_after_ms=round(settings.stale_after_s * 1000),
+            on_batch=metrics.on_batch,
+        )
+        for market in markets
+        if solver is not None
+    ]
+    return Service(
+        settings,
+        store=store,
+        feed=feed,
+        hints=hints,
+        markets=markets,
+        planes=planes,
+        announcer=announcer,
+        desk=RideDesk(store, announcer, waiting_max=settings.requests_waiting_max),
+        dispatchers=dispatchers,
+        solver=solver,
+        metrics=metrics,
+    )
+
+
+def _feed(settings: Settings) -> Feed:
+    sweep_after_ms = round(settings.sweep_after_s * 1000)
+    if settings.redis_url is None:
+        return InProcessFeed(settings.cell_resolution, sweep_after_ms=sweep_after_ms)
+    return RedisFeed(
+        settings.redis_url,
+        settings.cell_resolution,
+        timeout_s=settings.redis_timeout_s,
+        sweep_after_ms=sweep_after_ms,
+    )
+
+
+def _hints(settings: Settings, markets: Markets) -> Hints:
+    if settings.redis_url is None:
+        return LocalHints()
+    return RedisHints(settings.redis_url, [each.id for each in markets], timeout_s=settings.redis_timeout_s)
+
+
+def _plane(settings: Settings, feed: Feed, market: MarketId, metrics: Metrics) -> Plane:
+    index = DriverIndex(resolution=settings.cell_resolution, stale_after_ms=round(settings.stale_after_s * 1000))
+    flusher = PositionFlusher(
+        feed, market, flush_s=settings.flush_ms / 1000, stale_after_s=settings.stale_after_s, metrics=metrics
+    )
+    return Plane(index, feed.follow(market, index), flusher)
+
+
+async def serve(
+    settings: Settings,
+    role: Role,
+    *,
+    stopping: asyncio.Event,
+    reuse_port: bool = False,
+    on_started: Callable[[int], None] = lambda port: None,
+) -> int:
+    """Runs one process's part until `stopping` is set or it fails; 0 after a clean drain, 1 after a failure.
+
+    `on_started` gets the port once requests are taken (0 for a matcher, which has no HTTP side).
+    """
+    needed = settings.sockets_max + settings.requests_waiting_max + FILES_BESIDE
+    if (allowed := raise_open_files(needed)) < needed:
+        log.warning("fewer open files are allowed than sockets_max may need", allowed=allowed, needed=needed)
+    service = await build_service(settings, role)
+    listener: Listener | None = None
+    waiters: list[asyncio.Task[bool]] = []
+    try:
+        await service.start()
+        port = 0
+        if role != "matcher":
+            listener = await service.listen(settings.host, settings.port, reuse_port=reuse_port)
+            port = listener.port
+        on_started(port)
+        waiters = [asyncio.create_task(each.wait()) for each in (stopping, service.background.failed)]
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()
+        await service.stop()
+        if listener is not None:
+            await listener.close()
+    return 1 if service.background.failed.is_set() else 0
