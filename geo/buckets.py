@@ -20,6 +20,7 @@ Distances here are chords: straight lines through the earth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -73,7 +74,8 @@ class Buckets:
     def __init__(self, resolution: int) -> None:
         self._group_resolution = max(resolution - GROUP_LEVELS, 0)
         #: A bucket that reaches farther holds a driver that is not where its cell is.
-        self._loose_m = 2.0 * cells.edge_m(resolution)
+        self._edge_m = cells.edge_m(resolution)
+        self._loose_m = 2.0 * self._edge_m
         self.clear(0, 0)
 
     def clear(self, slots: int, rows: int) -> None:
@@ -104,6 +106,12 @@ class Buckets:
     def named(self, cell: int) -> int | None:
         """The bucket of a cell; None where no driver has been for a while."""
         return self._named.get(cell)
+
+    def guess_m(self, cell: int, k: int) -> float:
+        """About how far from a point in this cell its k-th nearest row is, were all around as crowded."""
+        bucket = self._named.get(cell)
+        count = 0 if bucket is None else int(self.count[bucket])
+        return 1.2 * self._edge_m * math.sqrt(k / count) if count else 2.0 * self._edge_m
 
     def reserve_slots(self, slots: int) -> None:
         self.row_of, self._bucket_of = grown(self.row_of, slots), grown(self._bucket_of, slots)

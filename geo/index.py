@@ -133,8 +133,8 @@ class DriverIndex:
 
     def _nearest(self, point: LatLng, k: int, limit_m: float, eligible: Eligible) -> list[tuple[float, DriverId, int]]:
         """(distance, driver id, slot) of the k nearest, in that order."""
-        home = self._buckets.named(cell_of(point.lat, point.lon, self._resolution))
-        slots = near_one(self._scan(k, limit_m, eligible), sphere_point_m(point), home)
+        guess_m = self._buckets.guess_m(cell_of(point.lat, point.lon, self._resolution), k)
+        slots = near_one(self._scan(k, limit_m, eligible), sphere_point_m(point), guess_m)
         held = self._table.held.take(slots)
         distances = distance_m(point.lat, point.lon, held["lat"], held["lon"]).tolist()
         numbers = slots.tolist()

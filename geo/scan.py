@@ -70,18 +70,6 @@ class Scan:
             passed &= ~only.barred.take(buckets.slot.take(rows))
         return rows.compress(passed), np.repeat(np.arange(len(members)), counts).compress(passed)
 
-    def bucket(self, bucket: int) -> tuple[Array, Singles]:
-        """The slots and places of one bucket's eligible rows."""
-        buckets, only = self.buckets, self._eligible
-        begin = int(buckets.start[bucket])
-        run = slice(begin, begin + int(buckets.count[bucket]))
-        slots, places = buckets.slot[run], buckets.place[run]
-        passed = only.kinds.take(buckets.kind[run])
-        passed &= buckets.fix_ms[run] >= only.oldest_ms
-        if only.barred is not None:
-            passed &= ~only.barred.take(slots)
-        return (slots, places) if passed.all() else (slots.compress(passed), places.compress(passed, 0))
-
 
 class Lens:
     """Some points as rows are compared with them that are relative to an origin and within `reach_m` of it."""

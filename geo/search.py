@@ -18,9 +18,9 @@ Why nothing nearer is missed:
    `distance_m` then orders. Near antipodes that errs by some centimetres while
    chords hardly change over kilometres: far below ROUNDING of such lengths.
 
-One point whose cell holds k eligible rows goes the short way (`_in_cell`): probe
-that bucket, collect from those in reach, one at a time. All else, and crowds on
-one spot, go through a `_View`, which compares many points with many rows at once.
+One point guesses how far it must look, from how crowded its cell is, and widens
+that until k eligible rows lie within (`near_one`). Many points probe a sample of
+their group's rows and compare with many rows at once (`near_all`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Final
 
 import numpy as np
 
-from geo.buckets import Buckets, Floats, Ints, runs
+from geo.buckets import Floats, Ints, runs
 from geo.scan import PAIRS_MAX, Array, Lens, Pairs, Scan, Singles, gaps, joined, kth, touched
 
 #: More pairs a point than this many times k are taken for a crowd on one spot.
@@ -41,13 +41,84 @@ PROBE_FACTOR: Final = 64
 POINTS_AT_ONCE: Final = 16
 
 
-def near_one(scan: Scan, point: Floats, home: int | None) -> Array:
-    """Slots of the nearest of one point, (3,) metres. `home` is the bucket of its cell, where there is one."""
-    found = None if home is None else _in_cell(scan, point, home)
-    if found is None:
-        view = _View(scan, point[None])
-        _, found = view.collect(view.probe_nearest())
-    return found
+def near_one(scan: Scan, point: Floats, guess_m: float) -> Array:
+    """Slots of the nearest of one point, (3,) metres. The guess of how far they are decides the speed alone."""
+    k, bound, limit_m, reach_m = scan.k, math.inf, math.sqrt(scan.limit_m2), guess_m
+    while True:
+        reach_m = min(reach_m, limit_m)
+        members = _in_reach(scan, point, reach_m)
+        if reach_m == limit_m or scan.buckets.count.take(members).sum() >= k:
+            rows = _gathered(scan, members, _origin(scan, members))
+            bound, slots = _best_of(scan, point, rows, min(bound, scan.limit_m2))
+            if bound <= reach_m * reach_m or reach_m == limit_m:
+                return slots
+        # Everything within the bound is looked at next; while there is none, four times the area.
+        reach_m = math.sqrt(bound) * (1.0 + 1e-9) if bound < scan.limit_m2 else 2.0 * reach_m
+
+
+def _best_of(scan: Scan, point: Floats, rows: _Rows, bound: float) -> tuple[float, Array]:
+    """A bound on the k-th nearest of these rows and of what gave the bound before, and who lies within it."""
+    lens = Lens(point[None], rows.origin, rows.reach_m)
+    squared, slack = lens.squared(rows.places), float(lens.slack[0, 0])
+    if len(rows) >= scan.k:
+        bound = min(float(kth(squared, scan.k)[0]) + slack, bound)
+    slots = rows.slots.compress(squared[0] <= bound + slack)
+    if len(slots) > CROWD_FACTOR * (scan.k + 1):
+        slots = slots.compress(scan.thin(slots, scan.k))
+    return bound, slots
+
+
+def _in_reach(scan: Scan, point: Floats, reach_m: float) -> Ints:
+    """The buckets that come so near, and some more."""
+    buckets = scan.buckets
+    groups = touched(point, reach_m, buckets.group_centre, buckets.group_radius).tolist()
+    if not groups:
+        return np.empty(0, dtype=np.int64)
+    members = buckets.members[groups[0]] if len(groups) == 1 else np.concatenate([buckets.members[g] for g in groups])
+    return members.take(touched(point, reach_m, buckets.centre.take(members, 0), buckets.radius.take(members)))
+
+
+def _origin(scan: Scan, members: Ints) -> Floats:
+    """The centre of the first one's group."""
+    buckets = scan.buckets
+    centre: Floats = buckets.group_centre[buckets.group[members[0]] if len(members) else 0]
+    return centre
+
+
+class _Rows:
+    """Eligible rows: their slots, their places relative to one origin, and the position of the bucket of each."""
+
+    __slots__ = ("origin", "owner", "places", "reach_m", "slots")
+
+    def __init__(self, slots: Array, places: Singles, owner: Ints, origin: Floats, reach_m: float) -> None:
+        self.slots, self.places, self.owner = slots, places, owner
+        self.origin, self.reach_m = origin, reach_m
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def only(self, chosen: Array) -> _Rows:
+        """Some of the rows, by a mask."""
+        if chosen.all():
+            return self
+        slots, places = self.slots.compress(chosen), self.places.compress(chosen, 0)
+        return _Rows(slots, places, self.owner.compress(chosen), self.origin, self.reach_m)
+
+
+def _gathered(scan: Scan, members: Ints, origin: Floats) -> _Rows:
+    """The eligible rows of these buckets, moved to a common origin."""
+    buckets = scan.buckets
+    groups = buckets.group.take(members)
+    rows, owner = scan.rows(members)
+    places = buckets.place.take(rows, 0)
+    shifts = buckets.group_centre.take(groups, 0) - origin
+    away_m = 0.0
+    if shifts.any():
+        places[:, :3] -= (2.0 * shifts).astype(np.float32).take(owner, 0)
+        places[:, 3] = 0.25 * np.einsum("ij,ij->i", places[:, :3], places[:, :3])
+        away_m = math.sqrt(np.einsum("ij,ij->i", shifts, shifts).max())
+    reach_m = away_m + float(buckets.group_radius.take(groups).max(initial=0.0))
+    return _Rows(buckets.slot.take(rows), places, owner, origin, reach_m)
 
 
 def near_all(scan: Scan, points: Floats) -> Pairs:
@@ -77,66 +148,6 @@ def _neighbours_together(scan: Scan, points: Floats, members: Ints) -> Ints:
     return np.argsort(buckets.cell.take(members.take(nearest)), kind="stable")
 
 
-def _in_cell(scan: Scan, point: Floats, home: int) -> Array | None:
-    """The nearest of a point in or near a bucket; None where that has too few eligible rows, or too many too close."""
-    buckets, k, points = scan.buckets, scan.k, point[None]
-    slots, places = scan.bucket(home)
-    if len(slots) < k:
-        return None
-    lenses: dict[int, tuple[Lens, float]] = {}
-    lens, slack = _lens_of(buckets, int(buckets.group[home]), points, lenses)
-    squared = lens.squared(places)
-    bound = min(float(kth(squared, k)[0]) + slack, scan.limit_m2)
-    found = [slots.compress(squared[0] <= bound + slack)]
-    for other in _in_reach(scan, point, math.sqrt(bound)):
-        if other != home:
-            lens, slack = _lens_of(buckets, int(buckets.group[other]), points, lenses)
-            slots, places = scan.bucket(other)
-            found.append(slots.compress(lens.squared(places)[0] <= bound + slack))
-    near = np.concatenate(found)
-    return None if len(near) > CROWD_FACTOR * (k + 1) else near
-
-
-def _lens_of(buckets: Buckets, group: int, points: Floats, made: dict[int, tuple[Lens, float]]) -> tuple[Lens, float]:
-    """The one point as the group's rows are compared with it, and how much its squared distances may err."""
-    known = made.get(group)
-    if known is None:
-        lens = Lens(points, buckets.group_centre[group], float(buckets.group_radius[group]))
-        known = made[group] = (lens, float(lens.slack[0, 0]))
-    return known
-
-
-def _in_reach(scan: Scan, point: Floats, reach_m: float) -> list[int]:
-    """The buckets that come so near, and some more."""
-    buckets = scan.buckets
-    groups = touched(point, reach_m, buckets.group_centre, buckets.group_radius).tolist()
-    if not groups:
-        return []
-    members = buckets.members[groups[0]] if len(groups) == 1 else np.concatenate([buckets.members[g] for g in groups])
-    near = touched(point, reach_m, buckets.centre.take(members, 0), buckets.radius.take(members))
-    found: list[int] = members.take(near).tolist()
-    return found
-
-
-class _Rows:
-    """Eligible rows: their slots, their places relative to one origin, and the position of the bucket of each."""
-
-    __slots__ = ("owner", "places", "reach_m", "slots")
-
-    def __init__(self, slots: Array, places: Singles, owner: Ints, reach_m: float) -> None:
-        self.slots, self.places, self.owner, self.reach_m = slots, places, owner, reach_m
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def only(self, chosen: Array) -> _Rows:
-        """Some of the rows, by a mask."""
-        if chosen.all():
-            return self
-        slots, places = self.slots.compress(chosen), self.places.compress(chosen, 0)
-        return _Rows(slots, places, self.owner.compress(chosen), self.reach_m)
-
-
 class _View:
     """The world from a few points close together."""
 
@@ -148,24 +159,21 @@ class _View:
         self._group_gaps = gaps(points, self._buckets.group_centre, self._buckets.group_radius)
         self._origin = self._buckets.group_centre[self._group_gaps[0].argmin()]
 
-    # Probing: an upper bound on the squared distance of each point's k-th nearest
+    def _gathered(self, members: Ints) -> _Rows:
+        return _gathered(self._scan, members, self._origin)
 
-    def probe_nearest(self) -> Floats:
-        """Starts from the nearest bucket."""
-        nearest = self._group_gaps.min(axis=0)
-        members, bucket_gaps = self._members(np.flatnonzero(nearest <= max(nearest.min(), 0.0)))
-        return self.probe(members[bucket_gaps.min(axis=0).argmin()][None])
+    # Probing: an upper bound on the squared distance of each point's k-th nearest
 
     def probe(self, home: Ints) -> Floats:
         """Starts from these buckets; looks farther until k eligible rows are found or there are no more."""
         k = self._scan.k
-        rows, is_all, wanted = self._rows(home), False, k
+        rows, is_all, wanted = self._gathered(home), False, k
         while len(rows) < k:
             if is_all:
                 return np.full(len(self._points), self._scan.limit_m2)
             wanted *= 8
             buckets, is_all = self._nearest_holding(wanted)
-            rows = self._rows(buckets)
+            rows = self._gathered(buckets)
         lens = Lens(self._points, self._origin, rows.reach_m)
         squared = lens.squared(rows.places[:: max(len(rows) // (k * PROBE_FACTOR), 1)])
         return np.minimum(kth(squared, k) + lens.slack[:, 0], self._scan.limit_m2)
@@ -190,7 +198,7 @@ class _View:
         members, bucket_gaps = self._members(np.flatnonzero((self._group_gaps <= reach).any(axis=0)))
         touches = bucket_gaps <= reach
         needed = touches.any(axis=0)
-        touches, rows = touches[:, needed], self._rows(members[needed])
+        touches, rows = touches[:, needed], self._gathered(members[needed])
         found: list[Pairs] = []
         at, crowd = 0, CROWD_FACTOR * (self._scan.k + 1)
         while at < len(bound):
@@ -216,8 +224,6 @@ class _View:
         point, column = np.divmod(near, max(len(rows), 1))
         return point, rows.slots.take(column)
 
-    # Buckets and their rows
-
     def _members(self, groups: Ints) -> tuple[Ints, Floats]:
         """The buckets of these groups, and lower bounds on their distances, (m, buckets)."""
         if not len(groups):
@@ -225,19 +231,6 @@ class _View:
         buckets = self._buckets
         members = np.concatenate([buckets.members[group] for group in groups.tolist()])
         return members, gaps(self._points, buckets.centre.take(members, 0), buckets.radius.take(members))
-
-    def _rows(self, members: Ints) -> _Rows:
-        """The eligible rows of these buckets, moved to the common origin."""
-        buckets = self._buckets
-        groups = buckets.group.take(members)
-        rows, owner = self._scan.rows(members)
-        places = buckets.place.take(rows, 0)
-        shifts = buckets.group_centre.take(groups, 0) - self._origin
-        if shifts.any():
-            places[:, :3] -= (2.0 * shifts).astype(np.float32).take(owner, 0)
-            places[:, 3] = 0.25 * np.einsum("ij,ij->i", places[:, :3], places[:, :3])
-        reach = np.linalg.norm(shifts, axis=1) + buckets.group_radius.take(groups)
-        return _Rows(buckets.slot.take(rows), places, owner, float(reach.max(initial=0.0)))
 
 
 def _enough(counts: Ints, wanted: int) -> int:

@@ -147,10 +147,9 @@ class DriverTable:
         for begin, end in itertools.pairwise(bounds):
             if end - begin > k:
                 crowd = order[begin:end]
-                keep[crowd] = False
                 names = self.ids_at(slots[crowd].tolist())
-                smallest = heapq.nsmallest(k, zip(names, crowd.tolist(), strict=True))
-                keep[[position for _, position in smallest]] = True
+                last = heapq.nsmallest(k, names)[-1]
+                keep[crowd] = [name <= last for name in names]
         return keep
 
 

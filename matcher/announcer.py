@@ -24,7 +24,7 @@ from geo.model import DriverId, MarketId
 from matcher.errors import StoreUnavailable
 from matcher.hints import Hints, HintsUnavailable, Resync
 from matcher.listeners import Closed, DriverListener, RideListener, ended_view, has_moved_on
-from matcher.model import Hint, Ride, RideEvent, RideId
+from matcher.model import Hint, Ride, RideEvent, RideId, TripId
 
 log = logging.getLogger(__name__)
 Key = TypeVar("Key")
@@ -41,6 +41,8 @@ class EventStore(Protocol):
     async def ride(self, ride_id: RideId) -> Ride | None: ...
 
     async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]: ...
+
+    async def live_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, dict[TripId, int]]: ...
 
     async def events_after(self, known: Mapping[RideId, int], *, limit: int) -> list[RideEvent]: ...
 
@@ -265,15 +267,24 @@ class Announcer:
                 full = len(hints) == HINTS_MAX
 
     async def _backstop(self) -> None:
-        """Reads everything listened for once a round, a slice at a time, so that no round comes as one burst."""
+        """Compares versions of everything listened for once a round, a slice at a time, and reads what differs."""
         while True:
             rides, drivers = list(self._rides), list(self._drivers)
             slices = max(1, -(-len(rides) // READ_MAX), -(-len(drivers) // READ_MAX))
             for number in range(slices):
                 await asyncio.sleep(max(self._backstop_s / slices, 0.05))
                 part = slice(number * READ_MAX, (number + 1) * READ_MAX)
-                self._due_drivers.add(drivers[part])
+                await self._check_drivers(drivers[part])
                 await self._check_versions(rides[part])
+
+    async def _check_drivers(self, drivers: Sequence[DriverId]) -> None:
+        if not drivers:
+            return
+        live = await self._store.live_versions(drivers)
+        for driver_id in drivers:
+            versions = live.get(driver_id, {})
+            if not all(listener.is_current(versions) for listener in self._drivers.get(driver_id, ())):
+                self._due_drivers.add((driver_id,))
 
     async def _check_versions(self, rides: Sequence[RideId]) -> None:
         if not rides:

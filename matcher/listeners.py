@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
@@ -127,6 +127,12 @@ class DriverListener:
 
     def knows(self, ride_id: RideId, version: int) -> bool:
         return self._versions.get(ride_id, 0) >= version
+
+    def is_current(self, live: Mapping[TripId, int]) -> bool:
+        """Whether this driver was told of just these live trips, each at this version of its ride or later."""
+        return live.keys() == self._live.keys() and all(
+            self._live[trip_id].version >= version for trip_id, version in live.items()
+        )
 
     def compare(self, live: Sequence[Ride]) -> list[Ride]:
         """Tells what is new among the driver's live trips; returns what was told and is not among them."""

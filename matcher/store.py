@@ -166,6 +166,16 @@ class Store:
             found += await self._database.read(read)
         return found
 
+    async def live_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, dict[TripId, int]]:
+        """Of those of these drivers that have live trips, the trips and the versions of their rides."""
+        found: dict[DriverId, dict[TripId, int]] = {}
+        ordered = sorted(set(driver_ids))
+        for i in range(0, len(ordered), DRIVERS_CHUNK):
+            read = partial(store_drivers.live_versions, driver_ids=ordered[i : i + DRIVERS_CHUNK])
+            for driver_id, trip_id, version in await self._database.read(read):
+                found.setdefault(driver_id, {})[trip_id] = version
+        return found
+
     async def engaged(self) -> frozenset[DriverId]:
         """The drivers with a live trip, in any market."""
         return await self._database.read(store_batch.engaged)

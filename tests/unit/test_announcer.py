@@ -1,0 +1,322 @@
+"""The announcer against a store and hints whose faults are at the test's command (P9, P10)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from geo.model import DriverId, LatLng, MarketId
+from matcher.announcer import Announcer
+from matcher.errors import StoreUnavailable
+from matcher.hints import HintsUnavailable, LocalHints, Resync
+from matcher.listeners import Closed
+from matcher.model import ClientId, Hint, Ride, RideEvent, RideId, RideState, Slot, Trip, TripId, TripState
+
+NYC, ANNA, BEN = MarketId("nyc"), DriverId("anna"), DriverId("ben")
+R1, R2 = RideId("r_1"), RideId("r_2")
+
+
+class Book:
+    """Rides and their events in memory; `down` makes every read and write fail. It counts its reads."""
+
+    def __init__(self) -> None:
+        self.events: list[RideEvent] = []
+        self.rides: dict[RideId, Ride] = {}
+        self.pending: dict[tuple[RideId, int], Hint] = {}
+        self.down = False
+        self.reads: list[str] = []
+
+    def happen(self, ride_id: RideId, type_: str = "assigned", driver: DriverId | None = None) -> Hint:
+        """Commits the next event of this ride, and says the hint."""
+        version = max((e.version for e in self.events if e.ride_id == ride_id), default=0) + 1
+        state = RideState.COMPLETED if type_ == "completed" else RideState.ASSIGNED
+        self.events.append(RideEvent(ride_id, version, NYC, type_, state, driver, TripId("t_1"), None, version))
+        hint = Hint(ride_id, version, NYC, driver)
+        self.pending[(ride_id, version)] = hint
+        return hint
+
+    def put(self, ride_id: RideId, version: int, driver: DriverId, trip_state: TripState, trip: str = "t_1") -> None:
+        slot = Slot.NOW if trip_state.is_live else None
+        trip_ = Trip(
+            TripId(trip), ride_id, driver, NYC, trip_state, slot, 60.0, 400.0, 1, None, None, None, 9, None, {}
+        )
+        state = RideState.ASSIGNED if trip_state.is_live else RideState.COMPLETED
+        here, client = LatLng(40.7, -74.0), ClientId("c")
+        self.rides[ride_id] = Ride(
+            ride_id, client, NYC, state, version, here, None, 1, "standard", {}, 0, 9, None, None, trip_
+        )
+
+    def _read(self, what: str) -> None:
+        self.reads.append(what)
+        if self.down:
+            raise StoreUnavailable("down")
+
+    async def ride(self, ride_id: RideId) -> Ride | None:
+        self._read("ride")
+        return self.rides.get(ride_id)
+
+    async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]:
+        self._read("live_trips")
+        return [
+            ride
+            for ride in self.rides.values()
+            if ride.trip is not None and ride.trip.state.is_live and ride.trip.driver_id in driver_ids
+        ]
+
+    async def live_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, dict[TripId, int]]:
+        found: dict[DriverId, dict[TripId, int]] = {}
+        for ride in await self.live_trips(driver_ids):
+            assert ride.trip is not None
+            found.setdefault(ride.trip.driver_id, {})[ride.trip.trip_id] = ride.version
+        return found
+
+    async def events_after(self, known: Mapping[RideId, int], *, limit: int) -> list[RideEvent]:
+        self._read("events_after")
+        found = [e for e in self.events if e.ride_id in known and e.version > known[e.ride_id]]
+        return sorted(found, key=lambda e: (e.ride_id, e.version))[:limit]
+
+    async def versions(self, ride_ids: Sequence[RideId]) -> dict[RideId, int]:
+        self._read("versions")
+        newest: dict[RideId, int] = {}
+        for e in self.events:
+            if e.ride_id in ride_ids:
+                newest[e.ride_id] = max(e.version, newest.get(e.ride_id, 0))
+        return newest
+
+    async def unannounced(self, market: MarketId | None, *, older_than_ms: int, limit: int) -> list[Hint]:
+        self._read("unannounced")
+        return list(self.pending.values())[:limit]
+
+    async def mark_announced(self, hints: Sequence[Hint]) -> None:
+        self._read("mark_announced")
+        for hint in hints:
+            self.pending.pop((hint.ride_id, hint.version), None)
+
+
+class LossyHints(LocalHints):
+    """Hints that fail, or vanish after they were accepted, at the test's command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = False
+        self.loses = False
+        self.published: list[Hint] = []
+
+    async def publish(self, hints: Sequence[Hint]) -> None:
+        if self.fails:
+            raise HintsUnavailable("down")
+        self.published.extend(hints)
+        if not self.loses:
+            await super().publish(hints)
+
+    async def resync(self) -> None:
+        for queue in self._listeners:
+            queue.put_nowait(Resync())
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+@pytest.fixture
+def hints() -> LossyHints:
+    return LossyHints()
+
+
+@asynccontextmanager
+async def running(book: Book, hints: LossyHints, **options: Any) -> AsyncIterator[Announcer]:
+    """An announcer that runs, by default without backstop and relay, so that only hints can help."""
+    announcer = Announcer(book, hints, **{"backstop_s": 3600.0, "relay_s": 3600.0, **options})
+    task = asyncio.create_task(announcer.run())
+    try:
+        yield announcer
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_listener_gets_what_happened_before_and_what_happens_then(book: Book, hints: LossyHints) -> None:
+    book.happen(R1, "requested")
+    book.happen(R1, "assigned")
+    async with running(book, hints) as announcer:
+        with announcer.ride_listener(R1, 1) as listener:
+            first = await listener.next(5.0)
+            announcer.announce([book.happen(R1, "completed")])
+            rest = [event.type async for event in listener]
+    assert first is not None
+    assert (first.type, rest) == ("assigned", ["completed"])
+
+
+async def test_another_process_hears_of_it_by_the_hint(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as here, running(book, hints) as there:
+        with there.ride_listener(R1, 0) as listener:
+            await until(lambda: "events_after" in book.reads)
+            here.announce([book.happen(R1)])
+            event = await listener.next(5.0)
+            await until(lambda: not book.pending)
+    assert event is not None
+
+
+async def test_a_hint_for_a_ride_that_nobody_listens_to_costs_no_read(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        announcer.announce([book.happen(R2, driver=BEN)])
+        await until(lambda: not book.pending)
+    assert set(book.reads) == {"mark_announced"}
+
+
+async def test_a_burst_of_hints_is_one_query_for_all_listeners(book: Book, hints: LossyHints) -> None:
+    rides = [RideId(f"r_{number:03}") for number in range(200)]
+    async with running(book, hints) as announcer:
+        with ExitStack() as contexts:
+            listeners = [contexts.enter_context(announcer.ride_listener(ride_id, 0)) for ride_id in rides]
+            await until(lambda: "events_after" in book.reads)
+            book.reads.clear()
+            announcer.announce([book.happen(ride_id) for ride_id in rides])
+            await until(lambda: all(listener.version == 1 for listener in listeners))
+            assert book.reads.count("events_after") == 1
+
+
+async def test_after_a_resync_everything_listened_for_is_read_again(book: Book, hints: LossyHints) -> None:
+    hints.loses = True
+    async with running(book, hints) as here, running(book, hints) as there:
+        told: list[Ride] = []
+        with there.ride_listener(R1, 0) as listener, there.driver_listener(ANNA, told.append):
+            await until(lambda: {"events_after", "live_trips"} <= set(book.reads))
+            here.announce([book.happen(R1, driver=ANNA)])
+            book.put(R1, 2, ANNA, TripState.ACCEPTED)
+            await until(lambda: not book.pending)
+            assert await listener.next(0.05) is None
+            await hints.resync()
+            assert await listener.next(5.0) is not None
+            await until(lambda: len(told) == 1)
+
+
+async def test_without_any_hint_the_backstop_brings_it(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints, backstop_s=0.05) as announcer:
+        told: list[Ride] = []
+        with announcer.ride_listener(R1, 0) as listener, announcer.driver_listener(ANNA, told.append):
+            await until(lambda: {"events_after", "live_trips"} <= set(book.reads))
+            book.happen(R1)
+            book.put(R1, 1, ANNA, TripState.ACCEPTED)
+            assert await listener.next(5.0) is not None
+            await until(lambda: len(told) == 1)
+
+
+async def test_what_could_not_be_announced_is_relayed(book: Book, hints: LossyHints) -> None:
+    hints.fails = True
+    async with running(book, hints, relay_s=0.05) as here, running(book, hints) as there:
+        with there.ride_listener(R1, 0) as listener:
+            here.announce([book.happen(R1)])
+            await until(lambda: here.stats.left_to_relay == 1)
+            hints.fails = False
+            assert await listener.next(5.0) is not None
+            await until(lambda: here.stats.relayed == 1)
+    assert not book.pending
+
+
+async def test_a_hint_without_room_is_left_to_the_relay(book: Book, hints: LossyHints) -> None:
+    announcer = Announcer(book, hints, outgoing_max=2)
+    announcer.announce([book.happen(R1) for _ in range(5)])
+    assert announcer.stats.left_to_relay == 3
+    assert len(book.pending) == 5
+
+
+async def test_a_store_that_was_down_is_read_again_when_it_is_back(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        with announcer.ride_listener(R1, 0) as listener:
+            await until(lambda: "events_after" in book.reads)
+            book.down = True
+            announcer.announce([book.happen(R1)])
+            await until(lambda: announcer.stats.faults >= 1)
+            book.down = False
+            assert await listener.next(5.0) is not None
+
+
+async def test_two_listeners_of_one_ride_get_each_event_once(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        with announcer.ride_listener(R1, 0) as early, announcer.ride_listener(R1, 2) as late:
+            announcer.announce([book.happen(R1), book.happen(R1), book.happen(R1, "completed")])
+            assert [event.version async for event in early] == [1, 2, 3]
+            assert [event.version async for event in late] == [3]
+
+
+async def test_a_driver_hears_of_its_trip_its_change_and_its_end(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        told: list[Ride] = []
+        with announcer.driver_listener(ANNA, told.append):
+            book.put(R1, 2, ANNA, TripState.ACCEPTED)
+            announcer.announce([book.happen(R1, driver=ANNA)])
+            await until(lambda: len(told) == 1)
+            book.put(R1, 3, ANNA, TripState.ARRIVED)
+            announcer.announce([replace(book.happen(R1, driver=ANNA), version=3)])
+            await until(lambda: len(told) == 2)
+            book.put(R1, 4, ANNA, TripState.COMPLETED)
+            announcer.announce([replace(book.happen(R1, driver=ANNA), version=4)])
+            await until(lambda: len(told) == 3)
+    assert [ride.trip.state for ride in told if ride.trip] == ["accepted", "arrived", "completed"]
+
+
+async def test_a_trip_that_ended_before_its_driver_was_told_of_it_is_told_as_ended(
+    book: Book, hints: LossyHints
+) -> None:
+    async with running(book, hints) as announcer:
+        told: list[Ride] = []
+        with announcer.driver_listener(ANNA, told.append):
+            await until(lambda: "live_trips" in book.reads)
+            book.put(R1, 3, ANNA, TripState.COMPLETED)
+            announcer.announce([Hint(R1, 3, NYC, ANNA)])
+            await until(lambda: len(told) == 1)
+    assert [ride.trip.state for ride in told if ride.trip] == ["completed"]
+
+
+async def test_a_driver_is_never_told_of_another_drivers_trip(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        told: list[Ride] = []
+        with announcer.driver_listener(ANNA, told.append):
+            book.put(R1, 2, ANNA, TripState.ACCEPTED)
+            announcer.announce([replace(book.happen(R1, "assigned", ANNA), version=2)])
+            await until(lambda: len(told) == 1)
+            book.happen(R1)
+            book.happen(R1, "driver_cancelled", ANNA)
+            book.put(R1, 4, BEN, TripState.ACCEPTED, "t_2")
+            announcer.announce([Hint(R1, 3, NYC, ANNA), Hint(R1, 4, NYC, BEN)])
+            await until(lambda: len(told) == 2)
+    assert [(ride.trip.driver_id, ride.trip.state) for ride in told if ride.trip] == [
+        (ANNA, TripState.ACCEPTED),
+        (ANNA, TripState.CANCELLED),
+    ]
+
+
+async def test_a_market_is_woken_by_its_own_hints(book: Book, hints: LossyHints) -> None:
+    woken: list[str] = []
+    async with running(book, hints) as announcer:
+        with (
+            announcer.market_listener(NYC, lambda: woken.append("nyc")),
+            announcer.market_listener(MarketId("sfo"), lambda: woken.append("sfo")),
+        ):
+            announcer.announce([book.happen(R1)])
+            await until(lambda: bool(woken))
+    assert set(woken) == {"nyc"}
+
+
+async def test_closing_sends_what_waits_and_ends_the_listeners(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        with announcer.ride_listener(R1, 0) as listener:
+            announcer.announce([book.happen(R2)])
+            await announcer.close()
+            assert len(hints.published) == 1
+            assert (listener.ended, listener.closed) == (True, Closed.GOING_AWAY)
+            with announcer.ride_listener(R2, 0) as late:
+                assert late.ended
