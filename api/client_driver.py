@@ -102,9 +102,9 @@ class DriverOptions:
     connect_s: float = 20.0
     close_s: float = 2.0
     silent_s: float = 45.0
-    command_s: float = 60.0
-    answer_s: float = 10.0
-    backoff: Backoff = field(default_factory=lambda: Backoff(0.2, 5.0))
+    command_s: float = 90.0
+    answer_s: float = 20.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(0.2, 10.0))
 
 
 @dataclass(slots=True)

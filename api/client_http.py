@@ -52,7 +52,7 @@ class Backoff:
     """Exponential backoff with full jitter: between 0 and `base_s` doubled `attempt` times, at most `cap_s`."""
 
     base_s: float = 0.1
-    cap_s: float = 5.0
+    cap_s: float = 10.0
 
     def wait_s(self, attempt: int, rng: random.Random) -> float:
         return rng.uniform(0.0, min(self.cap_s, self.base_s * 2.0 ** min(attempt, 30)))
@@ -60,10 +60,14 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """`deadline_s` bounds a call with all its repetitions, `attempt_s` each of them."""
+    """`deadline_s` bounds a call with all its repetitions, `attempt_s` each of them.
+
+    An attempt is given long: one that is cut off and repeated while the service is
+    slow adds to what made it slow.
+    """
 
     deadline_s: float = 30.0
-    attempt_s: float = 10.0
+    attempt_s: float = 20.0
     backoff: Backoff = field(default_factory=Backoff)
 
 

@@ -59,16 +59,16 @@ class Scan:
         self._eligible = eligible
         self.thin = thin
 
-    def rows(self, members: Ints) -> tuple[Ints, Ints]:
-        """The eligible rows of these buckets, in that order, and for each the position of its bucket."""
+    def rows(self, members: Ints) -> tuple[Ints, Bools]:
+        """The eligible rows of these buckets, in that order; and of all of their rows, which these are."""
         buckets, only = self.buckets, self._eligible
-        counts = buckets.count.take(members)
-        rows = spans(buckets.start.take(members), counts)
+        starts, counts = buckets.start.take(members), buckets.count.take(members)
+        rows = np.arange(starts[0], starts[0] + counts[0]) if len(members) == 1 else spans(starts, counts)
         passed = only.kinds.take(buckets.kind.take(rows))
         passed &= buckets.fix_ms.take(rows) >= only.oldest_ms
         if only.barred is not None:
             passed &= ~only.barred.take(buckets.slot.take(rows))
-        return rows.compress(passed), np.repeat(np.arange(len(members)), counts).compress(passed)
+        return rows.compress(passed), passed
 
 
 class Lens:
@@ -79,8 +79,9 @@ class Lens:
     def __init__(self, points: Floats, origin: Floats, reach_m: float) -> None:
         offsets = points - origin
         lengths2 = np.einsum("ij,ij->i", offsets, offsets)[:, None]
-        self._left = np.ones((len(points), 4), dtype=np.float32)
+        self._left = np.empty((len(points), 4), dtype=np.float32)
         self._left[:, :3] = offsets
+        self._left[:, 3] = 1.0
         self._lengths2 = lengths2.astype(np.float32)
         #: How much each point's squared distances may err, (m, 1). 2(|u|² + |w|²) is no less than (|u| + |w|)².
         self.slack: Floats = lengths2 * (2.0 * ROUNDING)

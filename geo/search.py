@@ -43,17 +43,32 @@ POINTS_AT_ONCE: Final = 16
 
 def near_one(scan: Scan, point: Floats, guess_m: float) -> Array:
     """Slots of the nearest of one point, (3,) metres. The guess of how far they are decides the speed alone."""
-    k, bound, limit_m, reach_m = scan.k, math.inf, math.sqrt(scan.limit_m2), guess_m
+    bound, limit_m, reach_m = scan.limit_m2, math.sqrt(scan.limit_m2), guess_m
     while True:
         reach_m = min(reach_m, limit_m)
         members = _in_reach(scan, point, reach_m)
-        if reach_m == limit_m or scan.buckets.count.take(members).sum() >= k:
-            rows = _gathered(scan, members, _origin(scan, members))
-            bound, slots = _best_of(scan, point, rows, min(bound, scan.limit_m2))
-            if bound <= reach_m * reach_m or reach_m == limit_m:
-                return slots
-        # Everything within the bound is looked at next; while there is none, four times the area.
-        reach_m = math.sqrt(bound) * (1.0 + 1e-9) if bound < scan.limit_m2 else 2.0 * reach_m
+        held = int(scan.buckets.count.take(members).sum())
+        is_final, widening = reach_m == limit_m or bound <= reach_m * reach_m, 2.0
+        if held > scan.k * CROWD_FACTOR * CROWD_FACTOR and not is_final:
+            # Too far out: the nearest of these buckets will tell how far is enough, or that few are eligible.
+            bound, _ = _best_of(scan, point, _nearest_first(scan, point, members), bound)
+            widening = 16.0
+        elif held >= scan.k or is_final:
+            bound, slots = _best_of(scan, point, _gathered(scan, members, _origin(scan, members)), bound)
+            if is_final or bound <= reach_m * reach_m:
+                is_crowd = len(slots) > CROWD_FACTOR * (scan.k + 1)
+                return slots.compress(scan.thin(slots, scan.k)) if is_crowd else slots
+        # Everything within the bound is looked at next; while there is none, what is several times as far.
+        reach_m = math.sqrt(bound) * (1.0 + 1e-9) if bound < scan.limit_m2 else widening * reach_m
+
+
+def _nearest_first(scan: Scan, point: Floats, members: Ints) -> _Rows:
+    """The eligible rows of those of the buckets that are nearest, a few for each that is wanted."""
+    buckets = scan.buckets
+    away = gaps(point[None], buckets.centre.take(members, 0), buckets.radius.take(members))[0]
+    members = members[np.argsort(away)]
+    members = members[: _enough(buckets.count.take(members), scan.k * PROBE_FACTOR)]
+    return _gathered(scan, members, _origin(scan, members))
 
 
 def _best_of(scan: Scan, point: Floats, rows: _Rows, bound: float) -> tuple[float, Array]:
@@ -62,10 +77,7 @@ def _best_of(scan: Scan, point: Floats, rows: _Rows, bound: float) -> tuple[floa
     squared, slack = lens.squared(rows.places), float(lens.slack[0, 0])
     if len(rows) >= scan.k:
         bound = min(float(kth(squared, scan.k)[0]) + slack, bound)
-    slots = rows.slots.compress(squared[0] <= bound + slack)
-    if len(slots) > CROWD_FACTOR * (scan.k + 1):
-        slots = slots.compress(scan.thin(slots, scan.k))
-    return bound, slots
+    return bound, rows.slots.compress(squared[0] <= bound + slack)
 
 
 def _in_reach(scan: Scan, point: Floats, reach_m: float) -> Ints:
@@ -105,20 +117,23 @@ class _Rows:
         return _Rows(slots, places, self.owner.compress(chosen), self.origin, self.reach_m)
 
 
-def _gathered(scan: Scan, members: Ints, origin: Floats) -> _Rows:
-    """The eligible rows of these buckets, moved to a common origin."""
+def _gathered(scan: Scan, members: Ints, origin: Floats, *, owned: bool = False) -> _Rows:
+    """The eligible rows of these buckets, moved to a common origin; with their owners where asked."""
     buckets = scan.buckets
     groups = buckets.group.take(members)
-    rows, owner = scan.rows(members)
-    places = buckets.place.take(rows, 0)
+    rows, passed = scan.rows(members)
+    places, slots = buckets.place.take(rows, 0), buckets.slot.take(rows)
     shifts = buckets.group_centre.take(groups, 0) - origin
-    away_m = 0.0
-    if shifts.any():
+    reach_m = float(buckets.group_radius.take(groups).max(initial=0.0))
+    is_shifted = bool(shifts.any())
+    owner = np.empty(0, dtype=np.int64)
+    if owned or is_shifted:
+        owner = np.repeat(np.arange(len(members)), buckets.count.take(members)).compress(passed)
+    if is_shifted:
         places[:, :3] -= (2.0 * shifts).astype(np.float32).take(owner, 0)
         places[:, 3] = 0.25 * np.einsum("ij,ij->i", places[:, :3], places[:, :3])
-        away_m = math.sqrt(np.einsum("ij,ij->i", shifts, shifts).max())
-    reach_m = away_m + float(buckets.group_radius.take(groups).max(initial=0.0))
-    return _Rows(buckets.slot.take(rows), places, owner, origin, reach_m)
+        reach_m += math.sqrt(np.einsum("ij,ij->i", shifts, shifts).max())
+    return _Rows(slots, places, owner, origin, reach_m)
 
 
 def near_all(scan: Scan, points: Floats) -> Pairs:
@@ -160,7 +175,7 @@ class _View:
         self._origin = self._buckets.group_centre[self._group_gaps[0].argmin()]
 
     def _gathered(self, members: Ints) -> _Rows:
-        return _gathered(self._scan, members, self._origin)
+        return _gathered(self._scan, members, self._origin, owned=True)
 
     # Probing: an upper bound on the squared distance of each point's k-th nearest
 
