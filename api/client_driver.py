@@ -150,6 +150,7 @@ class DriverClient:
         self._welcomed = False
         self._closing = False
         self._signed_out = False
+        self._abandoned = False  # since the last time the service threw us out
         self._seq = 0
         self._counted_seq = 0
         self._heard_at = 0.0
@@ -185,6 +186,7 @@ class DriverClient:
                 self._listener.on_lost(str(refusal))
                 wait_s += refusal.retry_after_s
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                self._abandoned = True
                 self._listener.on_lost(f"{type(error).__name__}: {error}")
             else:
                 tries = 0
@@ -324,7 +326,9 @@ class DriverClient:
         return self._options.backoff.wait_s(0, self._rng)
 
     def _note_close(self, socket: DriverSocket) -> None:
-        self.superseded = self.superseded or socket.close_code == CLOSE_SUPERSEDED
+        if socket.close_code == CLOSE_SUPERSEDED:
+            # An attempt that we gave up may have signed on late: then it was our own ghost, and we come back.
+            self.superseded, self._abandoned = not self._abandoned, False
         self._signed_out = self._signed_out or socket.close_code == CLOSE_SIGNED_OUT
 
     async def _read(self, socket: DriverSocket) -> None:

@@ -39,7 +39,8 @@ class ApiError(Exception):
 
 
 class GaveUp(Exception):
-    """The deadline passed. `may_have_happened`: an attempt ended without an answer, so the outcome is unknown."""
+    """The deadline passed. `may_have_happened`: an attempt ended without an answer, or with one of 5xx,
+    so the outcome is unknown."""
 
     def __init__(self, what: str, cause: BaseException, *, may_have_happened: bool) -> None:
         super().__init__(f"{what}: gave up after {type(cause).__name__}: {cause}")
@@ -129,6 +130,8 @@ async def repeated(
                 return answer
             if refusal.status not in RETRIED_STATUSES:
                 raise refusal
+            # A 503 may tell of a commit whose outcome the service itself does not know.
+            unanswered = unanswered or refusal.status >= 500
             cause, least_s = refusal, refusal.retry_after_s
         wait_s = least_s + retry.backoff.wait_s(tries, rng)
         if time.monotonic() + wait_s >= stop_at:
