@@ -1,0 +1,93 @@
+"""What every store promises of drivers and their sessions (P7)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from geo.model import DriverId, MarketId
+from matcher.model import DriverStatus, Slot
+from tests.stores import MARKET, StoreCase
+
+D = DriverId("dörte 1")
+
+
+class TestDrivers:
+    async def test_a_new_driver_is_offline_in_no_market(self, case: StoreCase) -> None:
+        driver = await case.store.put_driver(D, vehicle_class="xl", seats=6)
+        assert (driver.status, driver.vehicle_class, driver.seats) == (DriverStatus.OFFLINE, "xl", 6)
+        assert (driver.market, driver.epoch) == (None, 0)
+        assert await case.store.driver(D) == driver
+        assert await case.store.driver(DriverId("dörte 1 ")) is None
+        assert await case.store.driver(DriverId("\ud800")) is None
+
+    async def test_putting_again_changes_what_is_given_and_keeps_the_session(self, case: StoreCase) -> None:
+        await case.driver(D)
+        driver = await case.store.put_driver(D, vehicle_class="xl", seats=7)
+        assert (driver.vehicle_class, driver.seats, driver.epoch) == ("xl", 7, 1)
+        assert (driver.status, driver.market) == (DriverStatus.ONLINE, MARKET)
+        driver = await case.store.put_driver(D, vehicle_class="xl", seats=7, status=DriverStatus.SUSPENDED)
+        assert driver.status is DriverStatus.SUSPENDED
+
+    async def test_many_who_put_the_same_driver_at_once_all_succeed(self, case: StoreCase) -> None:
+        jobs = [case.store.put_driver(D, vehicle_class="standard", seats=n) for n in range(1, 9)]
+        assert {driver.driver_id for driver in await asyncio.gather(*jobs)} == {D}
+
+
+class TestSessions:
+    async def test_each_sign_on_is_a_new_epoch(self, case: StoreCase) -> None:
+        """P6, P7"""
+        await case.store.put_driver(D, vehicle_class="standard", seats=4)
+        first = await case.store.sign_on(D, MARKET)
+        second = await case.store.sign_on(D, MarketId("rome"))
+        assert first is not None
+        assert second is not None
+        assert (first.driver.epoch, first.driver.market) == (1, MARKET)
+        assert (second.driver.epoch, second.driver.market) == (2, "rome")
+        assert await case.store.sign_on(DriverId("nobody"), MARKET) is None
+
+    async def test_it_shows_the_rides_that_the_driver_is_on_now_first(self, case: StoreCase) -> None:
+        driver = await case.driver()
+        ride, trip = await case.matched(driver)
+        after, _ = await case.matched(driver, slot=Slot.NEXT)
+        signed_on = await case.store.sign_on(driver, MARKET)
+        assert signed_on is not None
+        assert signed_on.rides == [ride, after]
+        assert signed_on.trips[0] == trip
+        assert await case.store.live_trips([driver, DriverId("nobody")]) == [ride, after]
+        assert await case.store.live_trips([]) == []
+
+    @pytest.mark.parametrize(
+        ("before", "online", "after"),
+        [
+            (DriverStatus.OFFLINE, True, DriverStatus.ONLINE),
+            (DriverStatus.OFFLINE, False, DriverStatus.OFFLINE),
+            (DriverStatus.ON_BREAK, True, DriverStatus.ON_BREAK),
+            (DriverStatus.SUSPENDED, True, DriverStatus.SUSPENDED),
+        ],
+    )
+    async def test_signing_on_ends_offline_and_nothing_else(
+        self, case: StoreCase, before: DriverStatus, online: bool, after: DriverStatus
+    ) -> None:
+        await case.store.put_driver(D, vehicle_class="standard", seats=4, status=before)
+        signed_on = await case.store.sign_on(D, MARKET, online=online)
+        assert signed_on is not None
+        assert signed_on.driver.status is after
+
+    async def test_an_old_session_sets_no_status(self, case: StoreCase) -> None:
+        """P7"""
+        await case.driver(D)
+        await case.driver(D)
+        assert await case.store.set_status(D, DriverStatus.ON_BREAK, epoch=1) is None
+        driver = await case.store.set_status(D, DriverStatus.ON_BREAK, epoch=2)
+        assert driver is not None
+        assert driver.status is DriverStatus.ON_BREAK
+        assert await case.store.set_status(DriverId("nobody"), DriverStatus.ONLINE, epoch=None) is None
+
+    async def test_a_session_does_not_lift_a_suspension(self, case: StoreCase) -> None:
+        await case.driver(D)
+        await case.store.set_status(D, DriverStatus.SUSPENDED, epoch=None)
+        driver = await case.store.set_status(D, DriverStatus.ONLINE, epoch=1)
+        assert driver is not None
+        assert driver.status is DriverStatus.SUSPENDED

@@ -1,0 +1,184 @@
+"""Rides over HTTP, on the embedded default."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.e2e.running import LAT, LON, Running
+
+PLACE = {"lat": LAT, "lon": LON}
+
+
+async def test_a_ride_is_answered_after_its_commit_with_everything_that_was_asked(embedded: Running) -> None:
+    """P2"""
+    asked = {
+        "pickup": PLACE,
+        "dropoff": {"lat": 40.8, "lon": -73.95},
+        "seats": 2,
+        "class": "large",
+        "deadline_s": 60,
+        "metadata": {"note": "é", "n": [1, 2.5, None]},
+    }
+    answer = await embedded.call("POST", "/v1/rides", "client:ann", body=asked)
+    ride = answer.body
+    assert (answer.status, answer.headers["Location"]) == (201, f"/v1/rides/{ride['id']}")
+    assert "Idempotency-Replayed" not in answer.headers
+    assert {name: ride[name] for name in asked if name != "deadline_s"} == {
+        name: value for name, value in asked.items() if name != "deadline_s"
+    }
+    assert (ride["state"], ride["version"], ride["trip"], ride["market"]) == ("searching", 1, None, "new-york")
+    assert ride["requested_at"].endswith("Z")
+    read = await embedded.call("GET", answer.headers["Location"], "client:ann")
+    assert read.body == ride
+
+
+async def test_msgpack_is_spoken_both_ways(embedded: Running) -> None:
+    headers = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
+    data = msgspec.msgpack.encode({"pickup": PLACE})
+    answer = await embedded.call("POST", "/v1/rides", "client:ann", data=data, headers=headers)
+    assert (answer.status, answer.headers["Content-Type"]) == (201, "application/msgpack")
+    assert answer.body["state"] == "searching"
+
+
+async def test_a_retry_with_the_same_key_gets_the_first_answer(embedded: Running) -> None:
+    """P3: in whichever format and order of keys it comes."""
+    first = await embedded.ride(key="k1", seats=2, metadata={"a": 1, "b": 2})
+    data = msgspec.msgpack.encode({"metadata": {"b": 2, "a": 1.0}, "seats": 2, "pickup": {"lon": LON, "lat": LAT}})
+    headers = {"Content-Type": "application/msgpack", "Idempotency-Key": "k1"}
+    again = await embedded.call("POST", "/v1/rides", "client:ann", data=data, headers=headers)
+    assert (again.status, again.headers["Idempotency-Replayed"], again.body) == (201, "true", first)
+
+
+async def test_the_same_key_at_the_same_moment_makes_one_ride(embedded: Running) -> None:
+    """P3"""
+    rides = await asyncio.gather(*(embedded.ride(key="k1") for _ in range(20)))
+    assert len({ride["id"] for ride in rides}) == 1
+
+
+async def test_the_same_key_with_another_body_is_refused(embedded: Running) -> None:
+    """P3"""
+    await embedded.ride(key="k1")
+    body = {"pickup": PLACE, "seats": 3}
+    answer = await embedded.call("POST", "/v1/rides", "client:ann", body=body, headers={"Idempotency-Key": "k1"})
+    assert (answer.status, answer.code) == (422, "idempotency-key-reused")
+
+
+async def test_another_client_may_use_the_same_key(embedded: Running) -> None:
+    mine, theirs = await embedded.ride(key="k1"), await embedded.ride("client:bob", key="k1")
+    assert mine["id"] != theirs["id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "pointer"),
+    [
+        ({"pickup": {"lat": 91, "lon": LON}}, "invalid", "/pickup/lat"),
+        ({"pickup": {"lat": 0, "lon": 0}}, "null-island", "/pickup"),
+        ({"pickup": {"lat": 40.0, "lon": -60.0}}, "no-market", "/pickup"),
+        ({"dropoff": {"lat": 0, "lon": 0}}, "null-island", "/dropoff"),
+        ({"seats": 0}, "invalid", "/seats"),
+        ({"seats": 9}, "invalid", "/seats"),
+        ({"seats": 1000}, "invalid", "/seats"),
+        ({"class": "helicopter"}, "invalid", "/class"),
+        ({"deadline_s": 3601}, "invalid", "/deadline_s"),
+        ({"metadata": {"a": "x" * 5000}}, "invalid", "/metadata"),
+        ({"metadata": {"a": [[[[[[[[[[]]]]]]]]]]}}, "invalid", "/metadata/a/0/0/0/0/0/0/0"),
+        ({"client": "bob"}, "invalid", "/client"),
+    ],
+)
+async def test_a_ride_that_cannot_be_is_refused_with_a_pointer(
+    embedded: Running, change: dict[str, Any], code: str, pointer: str
+) -> None:
+    answer = await embedded.call("POST", "/v1/rides", "client:ann", body={"pickup": PLACE} | change)
+    assert (answer.status, answer.code) == (422, code)
+    assert answer.body["errors"][0]["pointer"] == pointer
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert {"type", "title", "status", "detail"} <= answer.body.keys()
+
+
+async def test_pages_hold_every_ride_of_the_client_once_newest_first(embedded: Running) -> None:
+    made = [(await embedded.ride())["id"] for _ in range(5)]
+    await embedded.ride("client:bob")
+    seen, cursor = [], ""
+    for _ in range(3):
+        page = (await embedded.call("GET", f"/v1/rides?limit=2{cursor}", "client:ann")).body
+        seen += [ride["id"] for ride in page["items"]]
+        cursor = f"&cursor={page['next']}"
+    assert seen == sorted(made, reverse=True)
+    assert page["next"] is None
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "state=lost", "cursor=1", "cursor=r_" + "!" * 26])
+async def test_a_page_that_cannot_be_is_refused(embedded: Running, query: str) -> None:
+    answer = await embedded.call("GET", f"/v1/rides?{query}", "client:ann")
+    assert (answer.status, answer.code) == (422, "invalid")
+    assert answer.body["errors"][0]["pointer"] == "?" + query.partition("=")[0]
+
+
+async def test_cancelling_ends_the_ride_and_may_be_repeated(embedded: Running) -> None:
+    """P3"""
+    ride = await embedded.ride()
+    path = f"/v1/rides/{ride['id']}/cancel"
+    first = await embedded.call("POST", path, "client:ann", body={"reason": "changed my mind"})
+    again = await embedded.call("POST", path, "client:ann")
+    assert (first.status, again.status) == (200, 200)
+    assert (first.body["state"], first.body["end_reason"]) == ("cancelled", "changed my mind")
+    assert again.body == first.body
+
+
+async def test_cancelling_too_late_says_what_state_the_ride_is_in(embedded: Running) -> None:
+    wheel = await embedded.drive("d1")
+    await wheel.stands()
+    ride = await embedded.ride()
+    trip = (await embedded.ride_in("assigned", ride["id"]))["trip"]["id"]
+    for verb in ("arrive", "start"):
+        assert (await embedded.call("POST", f"/v1/trips/{trip}/{verb}", "driver:d1")).status == 200
+    answer = await embedded.call("POST", f"/v1/rides/{ride['id']}/cancel", "client:ann")
+    assert (answer.status, answer.code, answer.body["state"]) == (409, "not-allowed", "in_progress")
+
+
+async def test_a_ride_ends_expired_at_its_deadline(embedded: Running) -> None:
+    """P4"""
+    ride = await embedded.ride(deadline_s=0.2)
+    assert (await embedded.ride_in("expired", ride["id"]))["end_reason"] is not None
+
+
+async def test_a_whole_ride_over_http(embedded: Running) -> None:
+    wheel = await embedded.drive("d1")
+    await wheel.stands(LAT + 0.01)
+    ride = await embedded.ride()
+    assigned = await embedded.ride_in("assigned", ride["id"])
+    trip = assigned["trip"]
+    assert (trip["driver_id"], trip["state"]) == ("d1", "accepted")
+    assert 1000 < trip["distance_m"] < 1200
+    for verb, state in (("arrive", "arrived"), ("start", "in_progress"), ("complete", "completed")):
+        answer = await embedded.call("POST", f"/v1/trips/{trip['id']}/{verb}", "driver:d1")
+        again = await embedded.call("POST", f"/v1/trips/{trip['id']}/{verb}", "driver:d1")
+        assert (answer.status, answer.body["state"]) == (200, state)
+        assert again.status == 200, again.body
+    assert (await embedded.call("GET", f"/v1/rides/{ride['id']}", "client:ann")).body["state"] == "completed"
+
+
+async def test_a_trip_command_out_of_order_says_what_is_allowed(embedded: Running) -> None:
+    wheel = await embedded.drive("d1")
+    await wheel.stands()
+    ride = await embedded.ride()
+    trip = (await embedded.ride_in("assigned", ride["id"]))["trip"]["id"]
+    answer = await embedded.call("POST", f"/v1/trips/{trip}/complete", "driver:d1")
+    assert (answer.status, answer.body["state"]) == (409, "assigned")
+    assert answer.body["allowed"] == ["arrive", "cancel"]
+
+
+async def test_a_drivers_cancellation_sends_the_ride_back_without_that_driver(embedded: Running) -> None:
+    wheel = await embedded.drive("d1")
+    await wheel.stands()
+    ride = await embedded.ride()
+    trip = (await embedded.ride_in("assigned", ride["id"]))["trip"]["id"]
+    answer = await embedded.call("POST", f"/v1/trips/{trip}/cancel", "driver:d1", body={"reason": "flat tyre"})
+    assert answer.status == 200
+    other = await embedded.drive("d2")
+    await other.stands()
+    assert (await embedded.ride_in("assigned", ride["id"]))["trip"]["driver_id"] == "d2"

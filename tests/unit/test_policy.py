@@ -1,0 +1,84 @@
+"""A market's prices and limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from geo.area import Circle
+from geo.model import LatLng, MarketId
+from matcher.policy import Market, on_grid
+
+NYC = MarketId("nyc")
+
+
+def market_with(**fields: Any) -> Market:
+    return Market(NYC, Circle(LatLng(40.75, -73.98), 30_000.0), **fields)
+
+
+def test_the_pickup_takes_the_detour_at_the_markets_speed() -> None:
+    market = market_with(speed_mps=10.0, detour_factor=1.5)
+    assert market.pickup_s(2000.0) == 300.0
+    assert market.pickup_s(np.array([0.0, 2000.0])).tolist() == [0.0, 300.0]
+
+
+def test_both_limits_bound_the_reach() -> None:
+    assert market_with(max_pickup_m=500.0).reach_m == 500.0
+    by_time = market_with(max_pickup_s=100.0, speed_mps=10.0, detour_factor=1.25)
+    assert by_time.reach_m == 800.0
+    assert by_time.pickup_s(by_time.reach_m) == 100.0
+
+
+def test_nobody_in_reach_is_left_out_at_will() -> None:
+    market = market_with()
+    assert market.unmatched_s(0.0) > market.pickup_s(market.reach_m)
+
+
+def test_the_price_of_leaving_a_ride_grows_with_its_wait() -> None:
+    market = market_with(unmatched_base_s=2000.0, unmatched_growth=2.0)
+    assert market.unmatched_s(np.array([0.0, 60.0])).tolist() == [2000.0, 2120.0]
+
+
+def test_sums_of_costs_are_exact() -> None:
+    costs = market_with().pickup_s(np.random.default_rng(1).random(1000) * 15_000.0)
+    forth, back = 0.0, 0.0
+    for cost in costs:
+        forth += cost
+    for cost in costs[::-1]:
+        back += cost
+    assert forth == back
+
+
+def test_costs_keep_the_order_of_distances() -> None:
+    distances = np.sort(np.random.default_rng(2).random(1000) * 15_000.0)
+    assert np.all(np.diff(market_with().pickup_s(distances)) >= 0.0)
+    assert on_grid(float("inf")) == float("inf")
+
+
+def test_a_class_is_served_by_its_own_drivers() -> None:
+    assert market_with().classes_for("van") == {"van"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("speed_mps", 0.0),
+        ("speed_mps", float("nan")),
+        ("detour_factor", 0.9),
+        ("window_s", -1.0),
+        ("max_pickup_s", float("inf")),
+        ("max_pickup_m", -5.0),
+        ("unmatched_growth", -0.1),
+        ("unmatched_base_s", 1800.0),
+        ("candidates_per_ride", 0),
+        ("deadline_max_ms", 1),
+        ("solve_s_max", 0.0),
+        ("rides_per_batch_max", 0),
+        ("classes", ()),
+    ],
+)
+def test_what_makes_no_sense_is_refused_naming_the_field(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"market nyc: {field}"):
+        market_with(**{field: value})

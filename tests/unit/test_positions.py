@@ -1,0 +1,283 @@
+"""What a position frame is worth, and how the newest of each driver reaches the feed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from api.positions import PositionFlusher, Track, Verdict
+from api.schema import PositionItem
+from api.telemetry import Metrics
+from geo.feed import FeedUnavailable, Follower, Published
+from geo.index import DriverIndex
+from geo.model import DriverId, Fix, MarketId, Removal
+
+MARKET = MarketId("m")
+
+
+class Everywhere:
+    def contains(self, lat: float, lon: float) -> bool:
+        return lat < 80
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class RecordingFeed:
+    """A feed that keeps what it was given, and can be switched off."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.outdated: tuple[DriverId, ...] = ()
+        self.fixes: list[Fix] = []
+        self.removals: list[Removal] = []
+
+    async def publish(self, market: MarketId, fixes: Sequence[Fix], removals: Sequence[Removal] = ()) -> Published:
+        await asyncio.sleep(0)
+        if self.down:
+            raise FeedUnavailable("switched off")
+        self.fixes += fixes
+        self.removals += removals
+        return Published(len(fixes), self.outdated)
+
+    def follow(self, market: MarketId, index: DriverIndex) -> Follower:
+        raise NotImplementedError
+
+    def now_ms(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        pass
+
+
+def track(name: str = "d", *, epoch: int = 1, acks: list[int] | None = None) -> Track:
+    published = (lambda seq: None) if acks is None else acks.append
+    return Track(
+        DriverId(name),
+        epoch=epoch,
+        instance=7,
+        vehicle_class="standard",
+        seats=4,
+        area=Everywhere(),
+        max_speed_mps=70.0,
+        on_published=published,
+    )
+
+
+def item(seq: int, lat: float = 40.7, lon: float = -74.0, age_ms: int = 0) -> PositionItem:
+    return PositionItem(seq, lat, lon, age_ms)
+
+
+class Bench:
+    """A flusher over a recording feed, with a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.feed = RecordingFeed()
+        self.metrics = Metrics()
+        self.flusher = PositionFlusher(
+            self.feed, MARKET, flush_s=0.01, stale_after_s=30.0, metrics=self.metrics, clock=self.clock
+        )
+
+    def take(self, of: Track, given: PositionItem) -> Verdict:
+        verdict = of.take(given, self.clock())
+        if verdict is Verdict.TAKEN:
+            self.flusher.touch(of)
+        return verdict
+
+
+def test_a_sequence_number_that_does_not_grow_is_a_repetition() -> None:
+    one = track()
+    verdicts = [one.take(item(seq), 0.0) for seq in (5, 5, 4, 6)]
+    assert verdicts == [Verdict.TAKEN, Verdict.REPEATED, Verdict.REPEATED, Verdict.TAKEN]
+
+
+def test_null_island_and_places_outside_the_market_are_refused_and_change_nothing() -> None:
+    one = track()
+    one.take(item(1), 0.0)
+    assert one.take(item(2, 0.0, 0.0), 1.0) is Verdict.NULL_ISLAND
+    assert one.take(item(3, 85.0, 0.0), 1.0) is Verdict.OUTSIDE
+    assert one.to_fix(1.0).lat == 40.7
+
+
+def test_a_jump_waits_until_a_second_fix_confirms_it() -> None:
+    one = track()
+    one.take(item(1), 0.0)
+    assert one.take(item(2, 41.7), 1.0) is Verdict.QUARANTINED
+    assert one.to_fix(1.0).lat == 40.7
+    assert one.take(item(3, 41.7001), 2.0) is Verdict.TAKEN
+    assert one.to_fix(2.0).lat == 41.7001
+
+
+def test_a_single_jump_back_and_forth_never_shows() -> None:
+    one = track()
+    one.take(item(1), 0.0)
+    verdicts = [one.take(item(2, 41.7), 1.0), one.take(item(3, 40.7001), 2.0), one.take(item(4, 41.7), 3.0)]
+    assert verdicts == [Verdict.QUARANTINED, Verdict.TAKEN, Verdict.QUARANTINED]
+
+
+def test_a_long_way_in_a_long_time_is_no_jump() -> None:
+    one = track()
+    one.take(item(1), 0.0)
+    assert one.take(item(2, 40.9), 3600.0) is Verdict.TAKEN
+
+
+def test_a_way_that_is_within_reach_only_by_the_exact_distance_is_taken() -> None:
+    one = track()
+    one.take(item(1, 60.0, 10.0), 0.0)
+    # 0.01 degrees north and 0.02 east at 60 degrees: 1.57 km, reachable in 20 s at 70 m/s; the sum of degrees is not.
+    assert one.take(item(2, 60.01, 10.02), 20.0) is Verdict.TAKEN
+
+
+def test_an_unknown_heading_or_speed_does_not_cost_the_position() -> None:
+    one = track()
+    one.take(PositionItem(1, 40.7, -74.0, 0, -1.0, float("nan")), 0.0)
+    fix = one.to_fix(0.0)
+    assert (fix.heading_deg, fix.speed_mps) == (None, None)
+
+
+async def test_only_the_newest_of_a_driver_is_published_and_it_acknowledges_all() -> None:
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    bench.flusher.join(one)
+    for seq in (1, 2, 3):
+        bench.take(one, item(seq, 40.7 + seq / 8192))
+    assert await bench.flusher.flush()
+    assert [(each.driver_id, each.lat) for each in bench.feed.fixes] == [("d", 40.7 + 3 / 8192)]
+    assert acks == [3]
+
+
+async def test_a_fix_ages_by_the_monotonic_clock_while_it_waits() -> None:
+    """P5: the phone's age plus the time in our buffer."""
+    bench = Bench()
+    one = track()
+    bench.take(one, item(1, age_ms=1500))
+    bench.clock.now_s += 2.0
+    await bench.flusher.flush()
+    assert bench.feed.fixes[0].age_ms == 3500
+
+
+async def test_an_unavailable_feed_loses_nothing_newer_and_acknowledges_nothing() -> None:
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    bench.flusher.join(one)
+    bench.take(one, item(1))
+    bench.feed.down = True
+    assert not await bench.flusher.flush()
+    assert (acks, bench.flusher.fault) == ([], "switched off")
+    bench.take(one, item(2, 40.7001))
+    bench.feed.down = False
+    assert await bench.flusher.flush()
+    assert ([each.lat for each in bench.feed.fixes], acks, bench.flusher.fault) == ([40.7001], [2], None)
+
+
+async def test_what_outlives_staleness_is_dropped_rather_than_published() -> None:
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    bench.flusher.join(one)
+    bench.take(one, item(1))
+    bench.clock.now_s += 31.0
+    await bench.flusher.flush()
+    assert (bench.feed.fixes, acks) == ([], [1])
+
+
+async def test_positions_of_sessions_that_ended_do_not_pile_up_while_the_feed_is_down() -> None:
+    """P10: a socket that left leaves at most one fix, and that only until it is stale."""
+    bench = Bench()
+    bench.feed.down = True
+    for number in range(50):
+        one = track(f"d{number}")
+        bench.flusher.join(one)
+        bench.take(one, item(1))
+        bench.flusher.leave(one)
+    await bench.flusher.flush()
+    assert len(bench.flusher) == 50
+    bench.clock.now_s += 31.0
+    await bench.flusher.flush()
+    assert len(bench.flusher) == 0
+
+
+async def test_a_session_of_which_a_newer_epoch_stands_in_the_feed_is_told() -> None:
+    bench = Bench()
+    one = track()
+    told: list[str] = []
+    one.on_outdated = lambda: told.append("outdated")
+    bench.feed.outdated = (DriverId("d"),)
+    bench.take(one, item(1))
+    await bench.flusher.flush()
+    assert told == ["outdated"]
+
+
+async def test_a_break_is_published_with_a_newer_stamp_without_a_new_fix() -> None:
+    bench = Bench()
+    one = track()
+    bench.take(one, item(1))
+    await bench.flusher.flush()
+    one.set_available(False)
+    bench.flusher.touch(one)
+    await bench.flusher.flush()
+    first, second = bench.feed.fixes
+    assert second.stamp > first.stamp
+    assert (first.available, second.available) == (True, False)
+
+
+async def test_signing_off_removes_the_driver_with_a_newer_stamp() -> None:
+    bench = Bench()
+    one = track()
+    bench.flusher.join(one)
+    bench.take(one, item(1))
+    await bench.flusher.flush()
+    bench.flusher.remove(one)
+    await bench.flusher.flush()
+    assert bench.feed.removals[0].stamp > bench.feed.fixes[0].stamp
+
+
+async def test_an_old_session_neither_publishes_nor_removes_once_a_newer_has_joined() -> None:
+    """P7 within one process."""
+    bench = Bench()
+    old, new = track(epoch=1), track(epoch=2)
+    bench.flusher.join(old)
+    bench.take(old, item(1))
+    bench.flusher.join(new)
+    bench.flusher.remove(old)
+    await bench.flusher.flush()
+    assert (bench.feed.fixes, bench.feed.removals) == ([], [])
+
+
+async def test_a_new_generation_of_the_feed_gets_every_drivers_last_fix_again() -> None:
+    bench = Bench()
+    tracks = [track(name) for name in ("a", "b")]
+    for each in tracks:
+        bench.flusher.join(each)
+        bench.take(each, item(1))
+    await bench.flusher.flush()
+    bench.feed.fixes.clear()
+    bench.flusher.republish()
+    await bench.flusher.flush()
+    assert sorted(each.driver_id for each in bench.feed.fixes) == ["a", "b"]
+
+
+async def test_the_flusher_recovers_by_itself_when_the_feed_comes_back() -> None:
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    bench.flusher.join(one)
+    bench.feed.down = True
+    running = asyncio.create_task(bench.flusher.run())
+    bench.take(one, item(1))
+    async with asyncio.timeout(5):
+        while bench.flusher.fault is None:
+            await asyncio.sleep(0.01)
+        bench.feed.down = False
+        while not acks:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert acks == [1]
