@@ -22,6 +22,8 @@ from geo.model import DriverId
 from matcher.model import ClientId
 
 ALGORITHM = "HS256"
+#: Tokens remembered as valid; beyond, the oldest is forgotten and checked anew.
+TOKENS_KNOWN_MAX = 10_000
 TOKEN_CHARS_MAX = 8192
 DRIVER_PATTERNS_MAX = 512
 SECRET_BYTES_MIN = 32
@@ -87,14 +89,22 @@ class Authenticator:
         self._secret = secret
         self._leeway_s = leeway_s
         self._clock = clock
+        self._known: dict[str, Identity] = {}  # of tokens whose signature was checked
 
     def identify(self, token: str) -> Identity:
         """Raises Problem 401: not a token of ours, or no longer valid."""
         if len(token) > TOKEN_CHARS_MAX:
             raise unauthenticated("the token is too long")
-        identity = _identity_of(self._claims(token))
+        identity = self._known.get(token) or self._remembered(token, _identity_of(self._claims(token)))
         if self.seconds_left(identity) <= 0:
             raise unauthenticated("the token has expired", code="token-expired")
+        return identity
+
+    def _remembered(self, token: str, identity: Identity) -> Identity:
+        """A client sends the same token with every request: its signature is checked once."""
+        if len(self._known) >= TOKENS_KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[token] = identity
         return identity
 
     def seconds_left(self, identity: Identity) -> float:

@@ -38,6 +38,8 @@ from geo.model import LatLng
 DRIVER_SPEED_MPS = 4.0
 DEADLINE_S = 600.0
 BOARDING_S = 20.0
+#: However fast the record runs, a phone does not report more often than this in a run of thousands.
+POSITION_INTERVAL_S_MIN = 2.0
 TRACK_SEATS = 4
 READY_S_MAX = 30.0
 #: A ride request is repeated for so long: through restarts of the service, or of its database.
@@ -87,7 +89,7 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
         "--position-interval",
         type=positive,
         metavar="S",
-        help="seconds between a moving driver's positions (4/speed, at least 1)",
+        help="seconds between a moving driver's positions (4/speed, at least 2)",
     )
     run.add_argument(
         "--parked-interval", type=positive, default=5.0, metavar="S", help="the same while it stands still (5)"
@@ -252,7 +254,7 @@ def play_options(args: argparse.Namespace) -> PlayOptions:
         name="replay",
         fleet=FleetOptions(
             speed_mps=args.driver_speed_mps * speed,
-            position_interval_s=args.position_interval or max(1.0, 4.0 / speed),
+            position_interval_s=args.position_interval or max(POSITION_INTERVAL_S_MIN, 4.0 / speed),
             parked_interval_s=args.parked_interval,
             boarding_s=args.boarding_s / speed,
             market=args.market,

@@ -97,7 +97,7 @@ class Announcer:
         store: EventStore,
         hints: Hints,
         *,
-        backstop_s: float = 2.0,
+        backstop_s: float = 5.0,
         relay_s: float = 1.0,
         relay_after_ms: int = 2000,
         outgoing_max: int = 10_000,

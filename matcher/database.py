@@ -13,7 +13,7 @@ Rules it keeps:
 - No ping before use: a connection that was idle for long is replaced, and one
   found dead before its COMMIT is replaced and the work done again.
 
-The pool is a stack of idle connections behind as many turns. SQLAlchemy's would
+The pool is a queue of idle connections behind as many turns. SQLAlchemy's would
 need a greenlet a checkout and cannot throw away a half-open connection.
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -68,14 +69,14 @@ class _Lane:
         self.size = size
         self._opener = opener
         self._turns = asyncio.Semaphore(size)
-        self._idle: list[tuple[Any, float]] = []  # with the monotonic time of its return, newest last
+        self._idle: deque[tuple[Any, float]] = deque()  # with the monotonic time of its return, newest last
         self._closed = False
 
     @asynccontextmanager
     async def session(self, attempt: _Attempt) -> AsyncIterator[Session]:
         async with self._turns:
             attempt.stage = "connecting"
-            connection = self._newest_idle() or await self._opener.open()
+            connection = self._longest_idle() or await self._opener.open()
             attempt.stage = "working"
             try:
                 yield self._opener.session(connection, attempt.settling)
@@ -89,15 +90,13 @@ class _Lane:
                 raise
             self._give_back(connection)
 
-    def _newest_idle(self) -> Any | None:
-        if not self._idle:
-            return None
-        connection, since_s = self._idle.pop()
-        if time.monotonic() - since_s <= self._opener.idle_s_max:
-            return connection
-        for stale in (connection, *(one for one, _ in self._idle)):  # those below have been idle for longer
-            self._opener.retire(stale)
-        self._idle.clear()
+    def _longest_idle(self) -> Any | None:
+        """In turn, so that under any load worth the name none is idle until the server closes it."""
+        while self._idle:
+            connection, since_s = self._idle.popleft()
+            if time.monotonic() - since_s <= self._opener.idle_s_max:
+                return connection
+            self._opener.retire(connection)
         return None
 
     def _give_back(self, connection: Any) -> None:
@@ -113,7 +112,7 @@ class _Lane:
 
     async def close(self) -> None:
         self._closed = True
-        idle, self._idle = self._idle, []
+        idle, self._idle = self._idle, deque()
         for connection, _ in idle:
             await self._opener.close(connection)
         await self._opener.finish()
