@@ -81,10 +81,10 @@ def test_chords_are_those_of_the_points_on_the_sphere() -> None:
 
 @pytest.mark.recorded
 def test_the_sphere_errs_from_recorded_geodesics_by_less_than_it_may() -> None:
-    folder = Path(os.environ.get("HEXHAIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    folder = Path(os.environ.get("HEXHAIL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
     file = folder / "geodesics_100.dat"
     if not file.exists():
-        pytest.skip(f"the recorded geodesics are not at {file}; HEXHAIL_DATA names the folder")
+        pytest.skip(f"the recorded geodesics are not at {file}; HEXHAIL_TEST_DATA names the folder")
     table = np.loadtxt(file)
     assert table.shape == (100, 10)
     lat1, lon1, lat2, lon2, recorded_m = table[:, [0, 1, 3, 4, 6]].T
