@@ -58,6 +58,13 @@ class TestSessions:
         assert await case.store.live_trips([driver, DriverId("nobody")]) == [ride, after]
         assert await case.store.live_trips([]) == []
 
+    async def test_it_tells_the_versions_of_live_trips_alone(self, case: StoreCase) -> None:
+        driver, idle = await case.driver(), await case.driver()
+        ride, trip = await case.matched(driver)
+        versions = await case.store.live_versions([driver, idle, DriverId("nobody")])
+        assert versions == {driver: {trip.trip_id: ride.version}}
+        assert await case.store.live_versions([]) == {}
+
     @pytest.mark.parametrize(
         ("before", "online", "after"),
         [

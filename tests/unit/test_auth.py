@@ -48,6 +48,17 @@ def test_a_token_is_good_until_its_expiry_and_the_leeway() -> None:
     assert caught.value.code == "token-expired"
 
 
+def test_a_token_that_was_good_before_expires_all_the_same() -> None:
+    now_s = [NOW_S]
+    checking = Authenticator(SECRET, clock=lambda: now_s[0])
+    mine = token()
+    assert checking.identify(mine).subject == checking.identify(mine).subject == "somebody"
+    now_s[0] = NOW_S + 65
+    with pytest.raises(Problem) as caught:
+        checking.identify(mine)
+    assert caught.value.code == "token-expired"
+
+
 def test_a_token_of_another_secret_is_refused() -> None:
     assert refused(signed({"sub": "a", "role": "admin", "exp": NOW_S + 60}, b"x" * 32)) == "unauthenticated"
 
