@@ -40,7 +40,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiomysql": frozenset({"matcher"}),
     "pymysql": frozenset({"matcher"}),
     "redis": frozenset({"geo", "matcher"}),
-    "scipy": frozenset({"matcher.assignment", "benchmarks"}),
+    "scipy": frozenset({"geo.roads", "matcher.assignment", "benchmarks"}),
     "rich": frozenset({"benchmarks"}),
 }
 #: Modules that are plain nouns or decisions: the standard library and their own kind only.
@@ -53,6 +53,9 @@ PURE = (
     "geo.cells",
     "geo.distance",
     "geo.records",
+    "geo.roads",
+    "geo.legs",
+    "geo.breaker",
     "matcher.policy",
     "matcher.assignment",
     "matcher.batch",
