@@ -42,6 +42,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "redis": frozenset({"geo", "matcher"}),
     "scipy": frozenset({"geo.roads", "matcher.assignment", "benchmarks"}),
     "rich": frozenset({"benchmarks"}),
+    "numba": frozenset({"matcher.reach", "matcher.augment", "matcher.greedy"}),
 }
 #: Modules that are plain nouns or decisions: the standard library and their own kind only.
 STDLIB_ONLY = ("geo.model", "matcher.model", "matcher.errors", "matcher.ids")
@@ -58,6 +59,11 @@ PURE = (
     "geo.breaker",
     "matcher.policy",
     "matcher.assignment",
+    "matcher.problem",
+    "matcher.reach",
+    "matcher.augment",
+    "matcher.greedy",
+    "matcher.optimum",
     "matcher.batch",
 )
 IMPURE_MODULES = frozenset({"asyncio", "time", "socket", "threading", "aiohttp", "redis", "sqlalchemy", "random"})
