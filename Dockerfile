@@ -14,18 +14,22 @@ COPY api api
 COPY benchmarks benchmarks
 COPY config config
 RUN /opt/hexhail/bin/pip install --no-deps --no-build-isolation .
+# Compiled for the machine that builds the image; on another kind of processor the first start compiles again.
+RUN NUMBA_CACHE_DIR=/opt/numba /opt/hexhail/bin/python -m matcher.solver_child warm
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin hexhail \
     && install --directory --owner=hexhail --group=hexhail --mode=0750 /var/lib/hexhail
 COPY --from=build /opt/hexhail /opt/hexhail
+COPY --from=build --chown=hexhail:hexhail /opt/numba /var/lib/hexhail/numba
 ENV PATH=/opt/hexhail/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HEXHAIL_HOST=0.0.0.0 \
     HEXHAIL_PORT=8080 \
     HEXHAIL_DATA_DIR=/var/lib/hexhail \
-    HEXHAIL_LOG_FORMAT=json
+    HEXHAIL_LOG_FORMAT=json \
+    NUMBA_CACHE_DIR=/var/lib/hexhail/numba
 USER 10001
 WORKDIR /var/lib/hexhail
 VOLUME /var/lib/hexhail

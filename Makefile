@@ -12,6 +12,8 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq
 DEMO ?=
 LOCK ?=
 TESTS ?=
+# Two workers, each with servers of its own; whole files stay together, for what they share.
+PARALLEL ?= -n 2 --dist loadfile
 
 .PHONY: help demo test lint lock clean servers
 
@@ -22,7 +24,7 @@ demo: $(VENV)/.runtime
 	@exec $(BIN)/hexhail demo $(DEMO)
 
 test: $(VENV)/.test servers lint
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -46,6 +48,8 @@ $(VENV)/.runtime: requirements/runtime.txt pyproject.toml requirements/venv.sh
 	@echo "installing what hexhail needs into $(VENV) ..."
 	@$(PIP) install --require-hashes -r requirements/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@echo "compiling the solver, once ..."
+	@$(BIN)/python -m matcher.solver_child warm
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.runtime

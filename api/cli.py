@@ -1,4 +1,4 @@
-"""The command line: `hexhail serve | migrate | token`, and the commands that other packages add.
+"""The command line: `hexhail serve | migrate | token | batch`, and the commands that other packages add.
 
 What a person did wrong is answered with one line a fault on standard error and
 exit code 2, never with a traceback. Commands above the service (replay, demo)
@@ -68,6 +68,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_migrate(commands)
     _add_token(commands)
     _add_worker(commands)
+    _add_batch(commands)
     for entry in sorted(metadata.entry_points(group=COMMANDS), key=lambda entry: entry.name):
         _add_entry(commands, entry, argv)
     return parser
@@ -111,6 +112,14 @@ def _add_worker(commands: Any) -> None:
     worker.add_argument("--role", required=True, choices=get_args(Role))
     worker.add_argument("--index", type=int, default=0)  # tells the processes apart in `ps`
     worker.set_defaults(run=_worker)
+
+
+def _add_batch(commands: Any) -> None:
+    from api import batch_command
+
+    batch = commands.add_parser("batch", help="look at a kept batch, and solve it again")
+    batch.description = "A market's newest batches are kept with their whole input: to see why, and to check the proof."
+    batch_command.configure(batch)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Collection
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -123,12 +124,17 @@ def _check_container(value: list[Any] | dict[Any, Any], pointer: str, depth: int
         _check_value(each, f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}", depth + 1)
 
 
-def body_hash(body: msgspec.Struct) -> bytes:
+def body_hash(body: msgspec.Struct, *, younger: Collection[str] = ()) -> bytes:
     """SHA-256 of what a body means: the same in JSON and msgpack, whatever the order of keys.
 
-    Defaults count as if they were sent, and 1.0 is 1, since JSON does not tell them apart.
+    Defaults count as if they were sent, and 1.0 is 1, since JSON does not tell them apart. `younger` are fields
+    that came with a later version: left out while they say nothing, so that a retry finds the hash that a process
+    of the version before has written (P3).
     """
     plain = _canonical(msgspec.to_builtins(body))
+    for name in younger:
+        if not plain[name]:
+            del plain[name]
     return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).digest()
 
 
@@ -172,3 +178,8 @@ def query_choice(request: web.BaseRequest, name: str, choices: tuple[str, ...]) 
     if text is not None and text not in choices:
         raise invalid(f"?{name}", f"must be one of {', '.join(choices)}")
     return text
+
+
+def query_names(request: web.BaseRequest, name: str) -> list[str]:
+    """A query parameter that lists names, separated by commas or given several times; none when absent."""
+    return [each for text in request.query.getall(name, []) for each in text.split(",")]

@@ -35,6 +35,7 @@ from api.schema import (
     WelcomeFrame,
     ride_out,
 )
+from api.tags import Tags
 from api.telemetry import Metrics
 from geo.model import DriverId
 from matcher.errors import StoreUnavailable
@@ -92,6 +93,7 @@ class Session:
         move_trip: MoveTrip,
         set_status: SetStatus,
         flusher: PositionFlusher,
+        tags: Tags,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
@@ -105,6 +107,7 @@ class Session:
         self._set_status = set_status
         self._flusher = flusher
         self._touch = flusher.touch
+        self._tags = tags
         self._metrics = metrics
         self._verdicts = metrics.fixes.counts
         self._clock = clock
@@ -252,6 +255,7 @@ class Session:
             self.suspend()
             return
         self.track.vehicle_class, self.track.seats = driver.vehicle_class, driver.seats
+        self.track.tags = self._tags.mask(driver.tags)
         self._apply(driver.status)
 
     def suspend(self) -> None:

@@ -30,6 +30,7 @@ from api.markets import Markets
 from api.positions import PositionFlusher, Track
 from api.schema import WelcomeFrame, ride_out
 from api.security import identity_of
+from api.tags import Tags
 from api.telemetry import Metrics
 from geo.feed import Feed, FeedUnavailable
 from geo.model import MAX_EXACT_INT, DriverId, MarketId, Removal, Stamp
@@ -93,6 +94,7 @@ class DriverStream:
         feed: Feed,
         flushers: Mapping[MarketId, PositionFlusher],
         markets: Markets,
+        tags: Tags,
         authenticator: Authenticator,
         sockets: Gauge,
         sessions: Sessions,
@@ -106,6 +108,7 @@ class DriverStream:
         self._feed = feed
         self._flushers = flushers
         self._markets = markets
+        self._tags = tags
         self._authenticator = authenticator
         self._sockets = sockets
         self._sessions = sessions
@@ -129,6 +132,7 @@ class DriverStream:
             move_trip=self._desk.move_trip,
             set_status=self._store.set_status,
             flusher=self._flushers[market.id],
+            tags=self._tags,
             metrics=self._metrics,
             clock=time.monotonic,
         )
@@ -194,6 +198,7 @@ class DriverStream:
             seats=driver.seats,
             area=market.area,
             max_speed_mps=self._max_speed_mps,
+            tags=self._tags.mask(driver.tags),
             available=driver.status is DriverStatus.ONLINE,
         )
 

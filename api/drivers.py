@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiohttp import web
 
 from api.auth import Identity, Role, is_name
-from api.codec import BodyDecoder, answer, query_choice, query_float, query_int, speaks_msgpack
+from api.codec import BodyDecoder, answer, query_choice, query_float, query_int, query_names, speaks_msgpack
 from api.driver_stream import Sessions
 from api.engaged import Engaged
 from api.errors import Problem, invalid
@@ -15,6 +17,7 @@ from api.planes import Planes, trusted
 from api.rides import BODY_S_MAX
 from api.schema import DriverRequest, NearbyOut, NearbyPage, driver_out
 from api.security import identity_of
+from api.tags import Tags, known_tags
 from geo.feed import Feed
 from geo.model import DriverId, LatLng, Nearby, Where
 from matcher.model import Driver, DriverStatus
@@ -32,10 +35,18 @@ ENGAGED_AGE_HEADER = "Hexhail-Engaged-Age"
 
 class DriversApi:
     def __init__(
-        self, *, store: Store, markets: Markets, sessions: Sessions, nearby: NearbySearch, max_body_bytes: int
+        self,
+        *,
+        store: Store,
+        markets: Markets,
+        tags: Tags,
+        sessions: Sessions,
+        nearby: NearbySearch,
+        max_body_bytes: int,
     ) -> None:
         self._store = store
         self._markets = markets
+        self._tags = tags
         self._sessions = sessions
         self._nearby = nearby
         self._max_body_bytes = max_body_bytes
@@ -67,6 +78,7 @@ class DriversApi:
             driver_id,
             vehicle_class=self._known_class(body.vehicle_class),
             seats=body.seats,
+            tags=known_tags(body.tags, self._tags.names, "/tags"),
             status=await self._status(identity, driver_id, body.status),
         )
         self._tell_session(driver)
@@ -103,14 +115,16 @@ class DriversApi:
         if lat is None or lon is None:
             raise invalid("?lat" if lat is None else "?lon", "is needed")
         point = LatLng(lat, lon)
+        market = self._markets.at(point, "?lat")
         limit_m = query_float(request, "limit_m", least=0.0, most=METRES_MAX)
         items, engaged_age_s = await self._nearby.search(
-            self._markets.at(point, "?lat"),
+            market,
             point,
             k=query_int(request, "k", K_DEFAULT, least=1, most=K_MAX),
             limit_m=METRES_MAX if limit_m is None else limit_m,
             vehicle_class=request.query.get("class"),
             seats=query_int(request, "seats", 1, least=1, most=SEATS_MAX),
+            tags=known_tags(query_names(request, "tags"), market.tags, "?tags"),
             idle=query_choice(request, "idle", ("true", "false")) != "false",
         )
         return answer(request, NearbyPage(items), headers={ENGAGED_AGE_HEADER: f"{engaged_age_s:.1f}"})
@@ -125,11 +139,13 @@ class NearbySearch:
         feed: Feed,
         planes: Planes,
         engaged: Engaged,
+        tags: Tags,
         stale_after_s: float,
     ) -> None:
         self._feed = feed
         self._planes = planes
         self._engaged = engaged
+        self._tags = tags
         self._stale_after_s = stale_after_s
 
     async def search(
@@ -141,6 +157,7 @@ class NearbySearch:
         limit_m: float,
         vehicle_class: str | None,
         seats: int,
+        tags: Sequence[str],
         idle: bool,
     ) -> tuple[list[NearbyOut], float]:
         """The nearest drivers, and how old (seconds) the knowledge of who is engaged is.
@@ -153,12 +170,14 @@ class NearbySearch:
             vehicle_classes=None if vehicle_class is None else market.classes_for(vehicle_class),
             seats_min=seats,
             exclude=engaged if idle else frozenset(),
+            tags=self._tags.mask(tags),
         )
         found = index.nearest(point, k, limit_m=limit_m, where=where, now_ms=self._feed.now_ms())
-        return [nearby_out(each, market, each.driver_id in engaged) for each in found], engaged_age_s
+        items = [nearby_out(each, market, each.driver_id in engaged, self._tags.of_mask(each.tags)) for each in found]
+        return items, engaged_age_s
 
 
-def nearby_out(found: Nearby, market: Market, engaged: bool) -> NearbyOut:
+def nearby_out(found: Nearby, market: Market, engaged: bool, tags: list[str]) -> NearbyOut:
     return NearbyOut(
         driver_id=found.driver_id,
         lat=found.lat,
@@ -169,4 +188,5 @@ def nearby_out(found: Nearby, market: Market, engaged: bool) -> NearbyOut:
         vehicle_class=found.vehicle_class,
         seats=found.seats,
         engaged=engaged,
+        tags=tags,
     )

@@ -21,14 +21,14 @@ class Markets:
     def __iter__(self) -> Iterator[Market]:
         return iter(self._by_id.values())
 
-    def named(self, name: str | None) -> Market:
+    def named(self, name: str | None, pointer: str = "?market") -> Market:
         """The market of this name; the only one there is when none is named. Raises Problem 422."""
         if name is None and len(self._by_id) == 1:
             return next(iter(self))
         market = self._by_id.get(MarketId(name)) if name else None
         if market is None:
             known = ", ".join(list(self._by_id)[:20])
-            raise invalid("?market", f"names no market; there are: {known}")
+            raise invalid(pointer, f"names no market; there are: {known}")
         return market
 
     def at(self, point: LatLng, pointer: str) -> Market:
@@ -46,12 +46,19 @@ def check_plausible(point: LatLng, pointer: str) -> None:
         raise invalid(pointer, "the position (0, 0) is not plausible", code="null-island")
 
 
-def build_market(settings: MarketSettings) -> Market:
-    """What the operator said, as the matcher wants it. Raises ValueError naming what makes no sense."""
+def build_market(settings: MarketSettings, tags: Sequence[str] = ()) -> Market:
+    """What the operator said, as the matcher wants it; `tags` are the deployment's, for a market that names none.
+
+    Raises ValueError naming what makes no sense.
+    """
+    window_s = settings.window_s_min if isinstance(settings.window_s, str) else settings.window_s
     return Market(
         id=MarketId(settings.id),
         area=_area(settings),
-        window_s=settings.window_s,
+        window_s=window_s,
+        # The longest, where the window has one length, is that one.
+        window_s_max=settings.window_s_max if settings.is_adaptive else window_s,
+        adaptive_window=settings.is_adaptive,
         max_pickup_s=settings.max_pickup_s,
         max_pickup_m=settings.max_pickup_m,
         speed_mps=settings.speed_mps,
@@ -66,6 +73,13 @@ def build_market(settings: MarketSettings) -> Market:
         solve_s_max=settings.solve_s_max,
         seats_max=settings.seats_max,
         rides_per_batch_max=settings.rides_per_batch_max,
+        downgrade_s=settings.downgrades,
+        tags=settings.tags or tuple(tags),
+        idle_bonus=settings.idle_bonus,
+        idle_bonus_s_max=settings.idle_bonus_s_max,
+        refusal_s=settings.refusal_s,
+        has_ways=settings.has_ways,
+        top_speed_mps=settings.top_speed_mps,
     )
 
 

@@ -79,6 +79,7 @@ class Track:
         "seq",
         "suspect",
         "suspect_at_s",
+        "tags",
         "vehicle_class",
     )
 
@@ -92,6 +93,7 @@ class Track:
         seats: int,
         area: Contains,
         max_speed_mps: float,
+        tags: int = 0,
         available: bool = True,
         on_published: Callable[[int], None] = lambda seq: None,
         on_outdated: Callable[[], None] = lambda: None,
@@ -103,6 +105,7 @@ class Track:
         self.seats = seats
         self.area = area
         self.max_speed_mps = max_speed_mps
+        self.tags = tags  # what the vehicle offers, by the bits of geo.model.Fix
         self.available = available
         self.on_published = on_published
         self.on_outdated = on_outdated
@@ -194,6 +197,7 @@ class Track:
             available=self.available,
             heading_deg=heading % 360.0 if heading is not None and 0.0 <= heading <= 360.0 else None,
             speed_mps=speed if speed is not None and 0.0 <= speed <= 300.0 else None,
+            tags=self.tags,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from api.telemetry import Sample
+from geo.routing import BreakerState, Osrm, Valhalla
 
 if TYPE_CHECKING:
     from api.service import Service
@@ -18,6 +19,7 @@ def add_readings(service: Service) -> None:
     _of_process(service)
     _of_replicas(service)
     _of_matching(service)
+    _of_travel(service)
 
 
 def _of_process(service: Service) -> None:
@@ -78,7 +80,44 @@ def _of_matching(service: Service) -> None:
         _MARKET,
     )
     read("hexhail_matched", "Trips committed since the start.", each(lambda n: dispatchers[n].stats.matched), _MARKET)
+    read(
+        "hexhail_batches_unrecorded",
+        "Batches whose record could not be written.",
+        each(lambda n: dispatchers[n].stats.unrecorded),
+        _MARKET,
+    )
     read("hexhail_swept", "Rides and trips ended by the sweep.", each(lambda n: dispatchers[n].stats.swept), _MARKET)
+
+
+def _of_travel(service: Service) -> None:
+    read = service.metrics.reading
+    asked = [
+        (each.market.id, each.travel.provider)
+        for each in service.dispatchers
+        if isinstance(each.travel.provider, Osrm | Valhalla)
+    ]
+    read(
+        "hexhail_travel_pairs",
+        "Pairs whose travel time was asked for, by what became of them; estimated: a straight line stood in.",
+        lambda: [
+            ((market, kind), float(getattr(provider, f"{kind}_pairs")))
+            for market, provider in asked
+            for kind in ("asked", "answered", "estimated")
+        ],
+        ("market", "kind"),
+    )
+    read(
+        "hexhail_travel_failures",
+        "Tables of travel times that failed, by kind.",
+        lambda: [((market, why), float(n)) for market, provider in asked for why, n in provider.failures.items()],
+        ("market", "why"),
+    )
+    read(
+        "hexhail_travel_fallback",
+        "1 while straight lines stand in for a server of travel times that keeps failing.",
+        lambda: [((market,), float(provider.state is not BreakerState.CLOSED)) for market, provider in asked],
+        _MARKET,
+    )
 
 
 def _one(value: Callable[[], float]) -> Callable[[], Iterable[Sample]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 from aiohttp import web
 
 from api.auth import Identity, Role
@@ -25,6 +26,7 @@ from api.limits import read_body
 from api.markets import Markets, check_plausible
 from api.schema import ReasonRequest, RidePage, RideRequest, ride_out
 from api.security import identity_of
+from api.tags import known_tags
 from matcher.ids import new_ride_id
 from matcher.model import NewRide, Ride, RideId, RideState
 from matcher.outcomes import CommandOutcome, Done, KeyReused, NotAllowed, Superseded
@@ -87,6 +89,7 @@ class RidesApi:
             raise invalid("/seats", f"at most {market.seats_max} seats in this market")
         if body.vehicle_class not in market.classes:
             raise invalid("/class", f"this market has the classes {', '.join(market.classes)}")
+        tags = known_tags(body.tags, market.tags, "/tags")
         return NewRide(
             ride_id=new_ride_id(),
             client_id=identity.client_id,
@@ -98,7 +101,9 @@ class RidesApi:
             deadline_ms=deadline_ms(body.deadline_s, market),
             metadata=body.metadata,
             idempotency_key=key,
-            body_hash=body_hash(body),
+            # In whichever order they were asked for, and however often: it is the same request (P3).
+            body_hash=body_hash(msgspec.structs.replace(body, tags=list(tags)), younger=("tags",)),
+            tags=tags,
         )
 
     async def list(self, request: web.Request) -> web.Response:

@@ -59,6 +59,7 @@ class RideRequest(Struct, frozen=True, forbid_unknown_fields=True):
     vehicle_class: VehicleClass = field(default="standard", name="class")
     deadline_s: Annotated[float, Meta(gt=0.0, le=31_536_000.0)] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    tags: Annotated[list[str], Meta(max_length=16)] = field(default_factory=list)
 
 
 class ReasonRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +72,7 @@ class DriverRequest(Struct, frozen=True, forbid_unknown_fields=True):
     seats: Seats
     vehicle_class: VehicleClass = field(default="standard", name="class")
     status: Literal["offline", "online", "on_break", "suspended"] | None = None
+    tags: Annotated[list[str], Meta(max_length=32)] = field(default_factory=list)
 
 
 # Answers
@@ -109,6 +111,7 @@ class RideOut(Struct, frozen=True):
     ended_at: str | None
     end_reason: str | None
     trip: TripOut | None
+    tags: list[str] = field(default_factory=list)
 
 
 class RidePage(Struct, frozen=True):
@@ -124,6 +127,7 @@ class DriverOut(Struct, frozen=True):
     market: str | None
     epoch: int
     updated_at: str
+    tags: list[str] = field(default_factory=list)
 
 
 class NearbyOut(Struct, frozen=True, gc=False):
@@ -136,6 +140,7 @@ class NearbyOut(Struct, frozen=True, gc=False):
     vehicle_class: str = field(name="class")
     seats: int
     engaged: bool
+    tags: list[str] = field(default_factory=list)
 
 
 class NearbyPage(Struct, frozen=True):
@@ -194,6 +199,7 @@ def ride_out(ride: Ride) -> RideOut:
         ended_at=_rfc3339_or_none(ride.ended_at_ms),
         end_reason=ride.end_reason,
         trip=None if ride.trip is None else trip_out(ride.trip),
+        tags=list(ride.tags),
     )
 
 
@@ -206,6 +212,7 @@ def driver_out(driver: Driver) -> DriverOut:
         market=driver.market,
         epoch=driver.epoch,
         updated_at=rfc3339(driver.updated_at_ms),
+        tags=list(driver.tags),
     )
 
 

@@ -24,15 +24,20 @@ from api.driver_stream import DriverStream, Sessions
 from api.drivers import DriversApi, NearbySearch
 from api.engaged import Engaged
 from api.events import EventsApi
+from api.explanations import ExplanationsApi
 from api.limits import Gauge, raise_open_files
 from api.listener import Listener, Lobby, listen
 from api.markets import Markets, build_market
+from api.match import MatchApi
+from api.match_items import Bounds
 from api.ops import OpsApi, Readiness
 from api.planes import Plane
 from api.positions import PositionFlusher
 from api.readings import add_readings
 from api.rides import RidesApi
+from api.tags import Tags
 from api.telemetry import Metrics
+from api.travel import build_travel
 from api.trips import TripsApi
 from config.settings import Role, Settings
 from geo.feed import Feed, InProcessFeed
@@ -40,10 +45,10 @@ from geo.index import DriverIndex
 from geo.model import MarketId
 from geo.redis_feed import RedisFeed
 from matcher.announcer import Announcer
-from matcher.dispatcher import Dispatcher
+from matcher.dispatcher import Dispatcher, Keeping
 from matcher.hints import Hints, LocalHints, RedisHints
 from matcher.rides import RideDesk
-from matcher.solver import SolverChild
+from matcher.solver import SolverChild, SolverFailed
 from matcher.store import Store
 
 log = structlog.stdlib.get_logger(__name__)
@@ -63,6 +68,7 @@ class Service:
         feed: Feed,
         hints: Hints,
         markets: Markets,
+        tags: Tags,
         planes: dict[MarketId, Plane],
         announcer: Announcer,
         desk: RideDesk,
@@ -75,6 +81,7 @@ class Service:
         self.feed = feed
         self.hints = hints
         self.markets = markets
+        self.tags = tags
         self.planes = planes
         self.announcer = announcer
         self.desk = desk
@@ -89,6 +96,7 @@ class Service:
         self.engaged = Engaged(store.engaged, metrics=metrics)
         self.draining = asyncio.Event()
         self.solver = solver
+        self.match_solver = SolverChild()  # of requests for a plan, so that no batch waits for them; not started yet
         self._started = False
         self._stream: DriverStream | None = None
         self._events: EventsApi | None = None
@@ -125,9 +133,19 @@ class Service:
             run(f"follower {market}", plane.follower.run())
             run(f"flusher {market}", plane.flusher.run())
             run(f"bootstrap {market}", self._note_bootstrap(plane), once=True)
+        if self.solver is not None:
+            run("solver", self._warm_solver(), once=True)
         for dispatcher in self.dispatchers:
             run("dispatcher", dispatcher.run())
         self._started = True
+
+    async def _warm_solver(self) -> None:
+        """So that the first batch does not wait for a process to start; it starts another where this one failed."""
+        assert self.solver is not None
+        try:
+            await self.solver.start()
+        except SolverFailed as failed:
+            log.warning("the solver is not there yet", reason=failed.reason)
 
     async def _note_bootstrap(self, plane: Plane) -> None:
         await plane.follower.ready()
@@ -158,9 +176,14 @@ class Service:
         self._started = False
 
     def _closers(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        closers: list[tuple[str, Callable[[], Awaitable[None]]]] = [("engaged", self.engaged.close)]
+        closers: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("engaged", self.engaged.close),
+            ("match solver", self.match_solver.close),
+        ]
         if self.solver is not None:
             closers.append(("solver", self.solver.close))
+        providers = [each.travel.provider for each in self.dispatchers if each.travel.provider is not None]
+        closers += [("travel times", provider.close) for provider in providers]
         return [*closers, ("hints", self.hints.close), ("feed", self.feed.close), ("store", self.store.close)]
 
     async def _last_flush(self) -> None:
@@ -199,7 +222,11 @@ class Service:
     def _parts(self, authenticator: Authenticator) -> list[HasRoutes]:
         settings, bytes_max = self.settings, self.settings.max_body_bytes
         nearby = NearbySearch(
-            feed=self.feed, planes=self.planes, engaged=self.engaged, stale_after_s=settings.stale_after_s
+            feed=self.feed,
+            planes=self.planes,
+            engaged=self.engaged,
+            tags=self.tags,
+            stale_after_s=settings.stale_after_s,
         )
         self._stream = DriverStream(
             store=self.store,
@@ -208,6 +235,7 @@ class Service:
             feed=self.feed,
             flushers={market: plane.flusher for market, plane in self.planes.items()},
             markets=self.markets,
+            tags=self.tags,
             authenticator=authenticator,
             sockets=self.sockets,
             sessions=self.sessions,
@@ -238,18 +266,34 @@ class Service:
             DriversApi(
                 store=self.store,
                 markets=self.markets,
+                tags=self.tags,
                 sessions=self.sessions,
                 nearby=nearby,
                 max_body_bytes=bytes_max,
             ),
             self._stream,
             TripsApi(desk=self.desk, store=self.store, max_body_bytes=bytes_max),
+            ExplanationsApi(store=self.store, markets=self.markets),
+            self._match_api(),
         ]
+
+    def _match_api(self) -> MatchApi:
+        settings = self.settings
+        bounds = Bounds(
+            rides_max=settings.match_rides_max,
+            drivers_max=settings.match_drivers_max,
+            cells_max=settings.match_cells_max,
+            body_bytes_max=settings.match_body_bytes_max,
+            solve_s_max=settings.match_s_max,
+            at_once=settings.match_at_once,
+        )
+        return MatchApi(solver=self.match_solver, markets=self.markets, tags=self.tags, bounds=bounds)
 
 
 async def build_service(settings: Settings, role: Role) -> Service:
     """Everything this role needs, wired and not yet started. Raises StoreLocked, ValueError for a senseless market."""
-    markets = Markets([build_market(each) for each in settings.markets])
+    markets = Markets([build_market(each, settings.tags) for each in settings.markets])
+    tags = Tags(settings.tags)
     metrics = Metrics()
     if settings.database_url is None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -264,6 +308,9 @@ async def build_service(settings: Settings, role: Role) -> Service:
     planes = {market.id: _plane(settings, feed, market.id, metrics) for market in markets}
     announcer = Announcer(store, hints)
     solver = SolverChild() if role in ("all", "matcher") else None
+    travels = (
+        [build_travel(each, market) for each, market in zip(settings.markets, markets, strict=True)] if solver else []
+    )
     holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
     dispatchers = [
         Dispatcher(
@@ -278,8 +325,11 @@ async def build_service(settings: Settings, role: Role) -> Service:
             lease_s=settings.lease_s,
             stale_after_ms=round(settings.stale_after_s * 1000),
             on_batch=metrics.on_batch,
+            tag_bits=tags.bits,
+            travel=travel,
+            keeping=Keeping(settings.batches_kept, settings.batch_inputs_kept),
         )
-        for market in markets
+        for market, travel in travels
         if solver is not None
     ]
     return Service(
@@ -288,6 +338,7 @@ async def build_service(settings: Settings, role: Role) -> Service:
         feed=feed,
         hints=hints,
         markets=markets,
+        tags=tags,
         planes=planes,
         announcer=announcer,
         desk=RideDesk(store, announcer, waiting_max=settings.requests_waiting_max),

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from matcher.dispatcher import BatchReport
+from matcher.recording import BatchReport
 
 Sample = tuple[tuple[str, ...], float]
 

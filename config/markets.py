@@ -1,8 +1,10 @@
 """What an operator says about a market: where it is, and how its rides are matched.
 
 A market's area is a circle (`center_lat`, `center_lon`, `radius_m`) or a GeoJSON
-polygon (`geojson`: a file's path or the object itself). This module checks what
-was said and knows nothing of how it is used.
+polygon (`geojson`: a file's path or the object itself). What the way to a rider
+takes is a straight line at an even pace, a network of roads in memory, or the
+answer of an OSRM or Valhalla server (`travel`). This module checks what was said
+and knows nothing of how it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -19,9 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Ring = tuple[tuple[float, float], ...]
 
 GEOJSON_BYTES_MAX = 4 * 1024 * 1024
+ADAPTIVE: Final = "adaptive"
+WINDOW_S_MAX: Final = 60.0
+#: What the servers call a car, where no profile is given.
+_PROFILES: Final = {"osrm": "driving", "valhalla": "auto"}
 
 MarketName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,30}[a-z0-9])?$")]
 ClassName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,12}$")]
+TagName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,23}$")]
 Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -39,7 +47,9 @@ class MarketSettings(BaseModel):
     radius_m: Annotated[float, Field(gt=0, le=2_000_000, allow_inf_nan=False)] | None = None
     geojson: str | dict[str, Any] | None = Field(default=None, repr=False)
 
-    window_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 2.0  # 0: a batch on arrival
+    window_s: float | Literal["adaptive"] = 2.0  # 0: a batch on arrival
+    window_s_min: Annotated[float, Field(ge=0, le=WINDOW_S_MAX, allow_inf_nan=False)] = 1.0  # of an adaptive window
+    window_s_max: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 30.0
     max_pickup_s: Positive = 1800.0
     max_pickup_m: Positive = 15_000.0  # straight line
     speed_mps: Positive = 7.0
@@ -54,6 +64,46 @@ class MarketSettings(BaseModel):
     unmatched_growth: NotNegative = 1.0  # seconds by which that price grows for each second of waiting
     solve_s_max: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 1.5
     rides_per_batch_max: Annotated[int, Field(ge=1, le=100_000)] = 5000
+
+    # What a pairing costs beside its way
+    downgrades: dict[ClassName, dict[ClassName, NotNegative]] = Field(default_factory=dict)  # driver's -> ride's -> s
+    tags: tuple[TagName, ...] = ()  # what its rides may ask of a vehicle; empty: all tags of the settings
+    idle_bonus: NotNegative = 0.0
+    idle_bonus_s_max: NotNegative = 300.0
+    refusal_s: NotNegative = 0.0
+
+    # What the way takes
+    travel: Literal["straight", "roads", "osrm", "valhalla"] = "straight"
+    travel_url: Annotated[str | None, Field(repr=False)] = None
+    travel_links: str | None = None
+    travel_timeout_s: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 1.0
+    travel_profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")] | None = None
+    top_speed_mps: Positive = 40.0  # nobody gets ahead faster, as the crow flies
+
+    @field_validator("window_s", mode="before")
+    @classmethod
+    def _known_window(cls, value: object) -> object:
+        if value == ADAPTIVE:
+            return value
+        number = _number(value)
+        if number is None or not 0 <= number <= WINDOW_S_MAX:
+            raise ValueError(f'must be a number of seconds from 0 to {WINDOW_S_MAX:g}, or "{ADAPTIVE}"')
+        return number
+
+    @field_validator("travel_url", mode="after")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is not None and not _is_http_url(url):
+            raise ValueError("must look like http://host:5000 or https://host/path, without a query")
+        return url
+
+    @field_validator("travel_links", mode="after")
+    @classmethod
+    def _readable(cls, path: str | None) -> str | None:
+        if path is None:
+            return None
+        check_readable(path)
+        return str(Path(path).absolute())  # a child process may stand elsewhere
 
     @field_validator("geojson", mode="after")
     @classmethod
@@ -80,12 +130,94 @@ class MarketSettings(BaseModel):
             raise ValueError("classes: at least one is needed")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class is named twice in classes")
+        if len(set(self.tags)) != len(self.tags):
+            raise ValueError("a tag is named twice in tags")
+        self._check_downgrades()
+        self._check_window()
+        self._check_travel()
         return self
+
+    def _check_downgrades(self) -> None:
+        for better, lesser in self.downgrades.items():
+            for name in (better, *lesser):
+                if name not in self.classes:
+                    raise ValueError(f"downgrades: {name!r} is none of the classes {', '.join(self.classes)}")
+            if better in lesser:
+                raise ValueError(f"downgrades: {better} to {better} is no downgrade, a class serves its own anyway")
+
+    def _check_window(self) -> None:
+        self._refuse_unused(self.is_adaptive, f'window_s = "{ADAPTIVE}"', "window_s_min", "window_s_max")
+        if self.is_adaptive and self.window_s_min > self.window_s_max:
+            raise ValueError(f"window_s_min ({self.window_s_min:g}) is above window_s_max ({self.window_s_max:g})")
+
+    def _check_travel(self) -> None:
+        asks = self.travel in _PROFILES
+        if asks and self.travel_url is None:
+            raise ValueError(f'travel = "{self.travel}" needs travel_url, the address of that server')
+        if self.travel == "roads" and self.travel_links is None:
+            raise ValueError('travel = "roads" needs travel_links, the file of the road network')
+        server = 'travel = "osrm" or "valhalla"'
+        self._refuse_unused(asks, server, "travel_url", "travel_timeout_s", "travel_profile")
+        self._refuse_unused(self.travel == "roads", 'travel = "roads"', "travel_links")
+        if self.has_ways and self.top_speed_mps < self.speed_mps:
+            speeds = f"top_speed_mps ({self.top_speed_mps:g}) is below speed_mps ({self.speed_mps:g})"
+            raise ValueError(f"{speeds}: it is the speed that no way exceeds")
+
+    def _refuse_unused(self, is_used: bool, needed: str, *names: str) -> None:
+        """Raises ValueError for what was said and takes no effect."""
+        # Whether it was said at all is lost on the way to a child process, which is told everything.
+        for name in names:
+            if not is_used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} takes no effect without {needed}: set that, or leave {name} out")
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the window's length follows supply and demand, from `window_s_min` to `window_s_max`."""
+        return self.window_s == ADAPTIVE
+
+    @property
+    def has_ways(self) -> bool:
+        """Whether the way costs what roads say rather than the straight line."""
+        return self.travel != "straight"
+
+    @property
+    def profile(self) -> str:
+        """What the travel times' server calls the vehicles; empty where no server is asked."""
+        return self.travel_profile or _PROFILES.get(self.travel, "")
 
     @property
     def geometry(self) -> dict[str, Any] | None:
         """The GeoJSON object, read and checked; None for a circle."""
         return self.geojson if isinstance(self.geojson, dict) else None
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also one written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_port = parts.port is None or parts.port > 0  # reading it raises ValueError where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and is_port and not parts.query + parts.fragment
+
+
+def check_readable(path: str) -> None:
+    """Raises ValueError, saying why, for what is no file that can be opened for reading."""
+    try:
+        with Path(path).open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_geojson_file(path: str) -> dict[str, Any]:

@@ -16,16 +16,18 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from config.markets import MarketSettings
+from config.markets import MarketSettings, TagName
 
 ENV_PREFIX = "HEXHAIL_"
 #: Variables with our prefix that are no settings: the file's place, and what tests and benchmarks read.
 OTHER_VARIABLES = ("HEXHAIL_CONFIG", "HEXHAIL_TEST_", "HEXHAIL_BENCH_")
 SECRET_BYTES_MIN = 32
-SECRET_FIELDS = frozenset({"token_secret", "redis_url", "database_url"})
+SECRET_FIELDS = frozenset({"token_secret", "redis_url", "database_url", "travel_url"})
+#: Paths in a market that are looked up beside the file that names them.
+MARKET_PATHS = ("geojson", "travel_links")
 
 Role = Literal["all", "api", "matcher"]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -62,6 +64,14 @@ class Settings(BaseSettings):
     token_secret: SecretStr | None = None
 
     markets: Annotated[tuple[MarketSettings, ...], Field(max_length=1000)] = Field(default_factory=_default_markets)
+    #: What a vehicle may offer and a ride ask for. A tag's place is its bit in the live index, 32 in all: append only,
+    #: and the same in all processes. In the environment they are separated by commas.
+    tags: Annotated[tuple[TagName, ...], Field(max_length=32), NoDecode] = (
+        "wheelchair",
+        "child_seat",
+        "pets",
+        "large_luggage",
+    )
 
     # Positions
     flush_ms: Annotated[int, Field(ge=1, le=5_000)] = 100
@@ -76,6 +86,18 @@ class Settings(BaseSettings):
     max_metadata_bytes: Annotated[int, Field(ge=0, le=65_535)] = 4096
     sockets_max: Count = 15_000
     requests_waiting_max: Count = 2000
+
+    # Limits of one request for a plan (P10)
+    match_rides_max: Count = 5_000
+    match_drivers_max: Count = 20_000
+    match_cells_max: Annotated[int, Field(ge=1, le=5_000_000)] = 2_000_000  # of a matrix of costs
+    match_body_bytes_max: Annotated[int, Field(ge=1024, le=134_217_728)] = 16_777_216
+    match_s_max: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 5.0  # to solve it
+    match_at_once: Annotated[int, Field(ge=1, le=64)] = 2  # under way or waiting in one process; beyond it 503
+
+    # What is kept of each market's batches: records, and of how many of them the whole input
+    batches_kept: Annotated[int, Field(ge=1, le=100_000)] = 500
+    batch_inputs_kept: Annotated[int, Field(ge=0, le=100)] = 8
 
     # Time-outs and pools
     drain_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
@@ -106,6 +128,11 @@ class Settings(BaseSettings):
         if isinstance(value, str) and value.startswith("tcp://"):
             raise ValueError("Kubernetes set this variable for a Service named hexhail: use enableServiceLinks: false")
         return value
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [each.strip() for each in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("redis_url")
     @classmethod
@@ -140,6 +167,7 @@ class Settings(BaseSettings):
         ids = [market.id for market in self.markets]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"markets: {', '.join(twice)} is named twice")
+        self._check_tags()
         if self.sweep_after_s < self.stale_after_s:
             raise ValueError("sweep_after_s is below stale_after_s: drivers would be removed while still fresh")
         if self.flush_ms >= self.stale_after_s * 1000:
@@ -147,6 +175,14 @@ class Settings(BaseSettings):
         if not self.is_shared:
             self._check_one_process()
         return self
+
+    def _check_tags(self) -> None:
+        if twice := sorted({name for name in self.tags if self.tags.count(name) > 1}):
+            raise ValueError(f"tags: {', '.join(twice)} is named twice")
+        for market in self.markets:
+            if unknown := [name for name in market.tags if name not in self.tags]:
+                known = ", ".join(self.tags) or "none"
+                raise ValueError(f"market {market.id}: its tags {', '.join(unknown)} are not among the tags ({known})")
 
     def _check_one_process(self) -> None:
         """With either half embedded, one process holds the only copy of it."""
@@ -217,8 +253,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from None
     for market in said.get("markets", []) if isinstance(said.get("markets"), list) else []:
-        if isinstance(market, dict) and isinstance(market.get("geojson"), str):
-            market["geojson"] = str(path.parent / market["geojson"])  # beside the file that names it
+        for name in MARKET_PATHS if isinstance(market, dict) else ():
+            if isinstance(market.get(name), str):
+                market[name] = str(path.parent / market[name])
     return said
 
 
@@ -242,11 +279,12 @@ def _fault(error: ErrorDetails, given: Mapping[str, Any], environment: Mapping[s
     if field in given:
         where = "--" + where.replace("_", "-")
     elif field in environment:
-        where = ENV_PREFIX + where.upper() if len(error["loc"]) == 1 else f"{ENV_PREFIX}MARKETS: {where}"
+        where = ENV_PREFIX + where.upper() if len(error["loc"]) == 1 else f"{ENV_PREFIX}{field.upper()}: {where}"
     elif file:
         where = f"{file}: {where}"
     value = error["input"]
-    plain = field not in SECRET_FIELDS and isinstance(value, str | int | float) and error["type"] != "extra_forbidden"
+    is_secret = not SECRET_FIELDS.isdisjoint(error["loc"])
+    plain = not is_secret and isinstance(value, str | int | float) and error["type"] != "extra_forbidden"
     return f"{where}: {words}" + (f" (it says {value!r})" if plain else "")
 
 

@@ -17,7 +17,7 @@ from geo.records import FLAG_AVAILABLE, UNKNOWN_U16
 
 Array = npt.NDArray[Any]
 #: A record as `RECORD.tolist()` gives it.
-Row = tuple[float, int, float, float, float, float, float, int, int, int, int, bytes]
+Row = tuple[float, int, float, float, float, float, float, int, int, int, int, bytes, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _only_listed(driver_ids: list[DriverId], rank: Array) -> tuple[list[DriverId
 
 
 def nearby_of(driver_id: DriverId, row: Row, away_m: float, now_ms: int) -> Nearby:
-    fix_ms, _, lat, lon, _, _, _, heading, speed, seats, flags, vehicle_class = row
+    fix_ms, _, lat, lon, _, _, _, heading, speed, seats, flags, vehicle_class, tags = row
     return Nearby(
         driver_id,
         lat,
@@ -91,11 +91,12 @@ def nearby_of(driver_id: DriverId, row: Row, away_m: float, now_ms: int) -> Near
         bool(flags & FLAG_AVAILABLE),
         hundredths(heading),
         hundredths(speed),
+        tags,
     )
 
 
 def fix_of(driver_id: DriverId, row: Row, age_ms: int) -> Fix:
-    _, _, lat, lon, epoch, instance, seq, heading, speed, seats, flags, vehicle_class = row
+    _, _, lat, lon, epoch, instance, seq, heading, speed, seats, flags, vehicle_class, tags = row
     return Fix(
         driver_id=driver_id,
         lat=lat,
@@ -109,6 +110,7 @@ def fix_of(driver_id: DriverId, row: Row, age_ms: int) -> Fix:
         available=bool(flags & FLAG_AVAILABLE),
         heading_deg=hundredths(heading),
         speed_mps=hundredths(speed),
+        tags=tags,
     )
 
 

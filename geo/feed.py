@@ -41,7 +41,7 @@ SWEEP_AFTER_MS = 120_000
 #: How often a follower looks for silent drivers, give or take half of it.
 SWEEP_EVERY_S = 5.0
 
-_PACKED = struct.Struct(f"<dQdddddHHBB{CLASS_BYTES_MAX}s")
+_PACKED = struct.Struct(f"<dQdddddHHBB{CLASS_BYTES_MAX}sI")
 
 
 class FeedUnavailable(Exception):
@@ -137,6 +137,7 @@ def _pack_one(fix: Fix, resolution: int, now_ms: int) -> bytes:
             fix.seats,
             FLAG_AVAILABLE if fix.available else 0,
             vehicle_class,
+            fix.tags,
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise ValueError(f"driver {fix.driver_id!r}: {error}") from error

@@ -11,7 +11,7 @@ feed's clock and given by the caller. Not safe for several threads at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ from geo.model import MAX_EXACT_INT, DriverId, Fix, LatLng, Nearby, Removal, Sta
 from geo.records import PositionBatch, Records
 from geo.scan import Eligible, Scan
 from geo.search import near_all, near_one
+from geo.supply import Supply
 from geo.table import Bools, DriverTable, Slots
 
 Floats = npt.NDArray[np.float64]
@@ -214,6 +215,29 @@ class DriverIndex:
 
     def fresh_count(self, now_ms: int) -> int:
         return int(np.count_nonzero(self._table.held["fix_ms"] >= now_ms - self._stale_after_ms))
+
+    def supply(self, now_ms: int, exclude: Collection[DriverId] = ()) -> Supply:
+        """Everyone fresh and available but these, by id."""
+        table, dates = self._table, self._table.held["fix_ms"]
+        kinds = table.kinds()
+        wanted = np.zeros(len(kinds) + 1, dtype=np.bool_)  # the last one stands for "no kind", -1
+        wanted[[number for number, (_, available) in enumerate(kinds) if available]] = True
+        chosen = wanted[table.kind] & (dates > -np.inf)
+        chosen[table.known_slots(exclude)] = False
+        fresh = dates >= now_ms - self._stale_after_ms
+        slots, stale = np.flatnonzero(chosen & fresh), table.held[np.flatnonzero(chosen & ~fresh)]
+        ids = table.ids_at(slots.tolist())
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        held = table.held.take(slots[order])
+        return Supply(
+            driver_ids=[ids[place] for place in order],
+            lat=held["lat"].copy(),
+            lon=held["lon"].copy(),
+            kind=table.kind.take(slots[order]),
+            kinds=[kind for kind, _ in kinds],
+            stale_lat=stale["lat"].copy(),
+            stale_lon=stale["lon"].copy(),
+        )
 
     def expire(self, now_ms: int, after_ms: int, *, limit: int = 1000) -> list[Removal]:
         """Removals to publish for drivers whose fix is older than `after_ms`, the oldest `limit` of them.

@@ -57,6 +57,7 @@ class Fix:
     own `age_ms` plus the time it spent in our buffers by a monotonic clock.
     `heading_deg` in [0, 360) and `speed_mps` may be unknown (None).
     `available` is whether the driver wants work: online, not on a break.
+    `tags` has a bit for each thing that the vehicle offers, at most 32.
     Not frozen: a quarter of the cost on the hottest path; nobody changes one.
     """
 
@@ -72,6 +73,7 @@ class Fix:
     available: bool = True
     heading_deg: float | None = None
     speed_mps: float | None = None
+    tags: int = 0
 
     @property
     def stamp(self) -> Stamp:
@@ -100,6 +102,7 @@ class Nearby:
     available: bool
     heading_deg: float | None
     speed_mps: float | None
+    tags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,11 @@ class Where:
     """Which drivers a search may return; the default is everyone available.
 
     `vehicle_classes` None means any class. `exclude` are drivers to leave out,
-    for example those engaged on a trip.
+    for example those engaged on a trip. `tags` are bits of which a driver needs all.
     """
 
     vehicle_classes: frozenset[str] | None = None
     seats_min: int = 1
     available_only: bool = True
     exclude: frozenset[DriverId] = frozenset()
+    tags: int = 0

@@ -10,7 +10,7 @@
 --       5 how many batches the stream keeps
 --       6 how long a removed driver's stamp is remembered, ms
 --       7 driver ids (msgpack array of strings)
---       8 their records (74 bytes each, the first field holding minus the age in ms)
+--       8 their records (78 bytes each, the first field holding minus the age in ms)
 --       9 ids to remove (msgpack array), 10 their stamps (three doubles each)
 -- Answers {generation, n, time in ms, applied, {0-based indexes of the outdated;
 --          removals count on from the number of positions}}
@@ -18,7 +18,7 @@
 local meta, where, gone, cells, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local prefix, records, stamps = ARGV[1], ARGV[8], ARGV[10]
 local call, sub, pack, unpack_from = redis.call, string.sub, struct.pack, struct.unpack
-local RECORD, LIVE = 74, 32 -- a live driver's entry in `where` is stamp (24) and cell (8), a removed one's the stamp
+local RECORD, LIVE = 78, 32 -- a live driver's entry in `where` is stamp (24) and cell (8), a removed one's the stamp
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)

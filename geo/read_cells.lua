@@ -2,7 +2,7 @@
 --
 -- KEYS  1 meta (names the slot; the cells' keys are made here and carry the same hash tag)
 -- ARGV  1 prefix of a cell's key, 2 limit, 3.. names of the cells to read
--- Answers {how many of the named cells were read, ids (msgpack array), their records (74 bytes each)}
+-- Answers {how many of the named cells were read, ids (msgpack array), their records (78 bytes each)}
 
 local ids, records, read = {}, {}, 0
 for index = 3, #ARGV do

@@ -36,6 +36,7 @@ RECORD = np.dtype(
         ("seats", "u1"),
         ("flags", "u1"),  # bit 0: available
         ("vehicle_class", f"S{CLASS_BYTES_MAX}"),
+        ("tags", "<u4"),  # a bit for each tag of the vehicle
     ]
 )
 FLAG_AVAILABLE = 1

@@ -45,7 +45,7 @@ from geo.redis_link import Script
 from geo.replica import NOTHING, Head, SequencedBatch
 
 #: Raised with every change of RECORD or of what the keys hold.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 _IDS = msgspec.msgpack.Decoder(list[DriverId])
 _STAMP = np.dtype([("epoch", "<f8"), ("instance", "<f8"), ("seq", "<f8")])
 

@@ -2,14 +2,17 @@
 
 A driver has a slot, a small integer that stays its own until it is removed;
 then another may take it. A *kind* is a small integer for one combination of
-vehicle class, seats and availability: few exist, so that a search tests a
-driver against a `Where` with one look-up.
+vehicle class, seats, availability and tags: few exist at a time, so that a search
+tests a driver against a `Where` with one look-up. The number of a kind that no
+driver is of any more goes to the next new one: however often drivers change, the
+drivers there are bound the kinds (P10).
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -17,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from geo.model import DriverId, Where
-from geo.records import FLAG_AVAILABLE, RECORD, Records
+from geo.records import CLASS_BYTES_MAX, FLAG_AVAILABLE, RECORD, Records
+from geo.supply import Kind
 
 Slots = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
-#: A record's last bytes: seats, flags and class, which decide its kind.
+#: A record's last bytes: seats, flags, class and tags, which decide its kind.
 _KIND_AT: Final[int] = RECORD.fields["seats"][1]  # type: ignore[index]
+_KIND: Final = struct.Struct(f"<BB{CLASS_BYTES_MAX}sI")
 _WHERES_KEPT: Final = 64
 
 
@@ -43,7 +48,10 @@ class DriverTable:
         self._ids: list[DriverId | None] = []
         self._free: list[int] = []
         self._kinds: dict[bytes, int] = {}
-        self._suitable: dict[tuple[frozenset[str] | None, int, bool], Bools] = {}
+        self._descriptions: list[bytes] = []  # by kind
+        self._drivers_of: list[int] = []  # how many are of a kind
+        self._unused_kinds: list[int] = []
+        self._suitable: dict[tuple[frozenset[str] | None, int, bool, int], Bools] = {}
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -104,6 +112,9 @@ class DriverTable:
         self._free.extend(left)
         slots = np.array(left, dtype=np.int32)
         self.held["fix_ms"][slots] = -np.inf
+        kinds = self.kind[slots].tolist()
+        self.kind[slots] = -1
+        self._release(kinds)
         return slots
 
     def write(self, slots: Slots, records: Records) -> Slots:
@@ -112,24 +123,49 @@ class DriverTable:
         changed = np.flatnonzero((old != new).any(axis=1) | (self.kind.take(slots) < 0))
         self.held[slots] = records
         if len(changed):
-            self.kind[slots[changed]] = [self._kind_for(each.tobytes()) for each in new[changed]]
+            before = self.kind[slots[changed]].tolist()
+            self.kind[slots[changed]] = [self._join(each.tobytes()) for each in new[changed]]
+            self._release(before)
         return self.kind.take(slots)
 
-    def _kind_for(self, description: bytes) -> int:
+    def _join(self, description: bytes) -> int:
+        """The kind of this description, with one driver more."""
         kind = self._kinds.get(description)
         if kind is None:
-            kind = self._kinds[description] = len(self._kinds)
+            kind = self._kinds[description] = self._new_kind()
+            self._descriptions[kind] = description
             self._suitable.clear()
+        self._drivers_of[kind] += 1
         return kind
+
+    def _new_kind(self) -> int:
+        if self._unused_kinds:
+            return self._unused_kinds.pop()
+        self._descriptions.append(b"")
+        self._drivers_of.append(0)
+        return len(self._descriptions) - 1
+
+    def _release(self, kinds: Sequence[int]) -> None:
+        """One driver less of each of these; those without any become free."""
+        for kind in kinds:
+            if kind >= 0:
+                self._drivers_of[kind] -= 1
+                if not self._drivers_of[kind]:
+                    del self._kinds[self._descriptions[kind]]
+                    self._unused_kinds.append(kind)
+
+    def kinds(self) -> list[tuple[Kind, bool]]:
+        """By number, what each kind is and whether its drivers are available; unused numbers have some kind too."""
+        return [_kind_of(description) if description else (Kind("", 0, 0), False) for description in self._descriptions]
 
     def suitable(self, where: Where) -> Bools:
         """Per kind, whether its drivers meet the condition (leaving `exclude` aside)."""
-        key = (where.vehicle_classes, where.seats_min, where.available_only)
+        key = (where.vehicle_classes, where.seats_min, where.available_only, where.tags)
         found = self._suitable.get(key)
         if found is None:
             if len(self._suitable) >= _WHERES_KEPT:
                 self._suitable.clear()
-            found = np.array([_meets(description, where) for description in self._kinds], dtype=np.bool_)
+            found = np.array([_meets(description, where) for description in self._descriptions], dtype=np.bool_)
             self._suitable[key] = found
         return found
 
@@ -158,10 +194,19 @@ def _kind_bytes(records: Records) -> npt.NDArray[np.uint8]:
     return raw[:, _KIND_AT:]
 
 
+def _kind_of(description: bytes) -> tuple[Kind, bool]:
+    seats, flags, vehicle_class, tags = _KIND.unpack(description)
+    return Kind(vehicle_class.rstrip(b"\0").decode(errors="replace"), seats, tags), bool(flags & FLAG_AVAILABLE)
+
+
 def _meets(description: bytes, where: Where) -> bool:
-    seats, flags, vehicle_class = description[0], description[1], description[2:].rstrip(b"\0")
+    seats, flags, vehicle_class, tags = _KIND.unpack(description)
     return (
         seats >= where.seats_min
+        and tags & where.tags == where.tags
         and (not where.available_only or bool(flags & FLAG_AVAILABLE))
-        and (where.vehicle_classes is None or vehicle_class.decode(errors="replace") in where.vehicle_classes)
+        and (
+            where.vehicle_classes is None
+            or vehicle_class.rstrip(b"\0").decode(errors="replace") in where.vehicle_classes
+        )
     )

@@ -1,94 +1,146 @@
-"""One batch decided: searched with pauses, solved in the child, widened until proven or out of time.
+"""One batch decided: solved in the child within its limit of time, and by a plain greedy where that fails.
 
-The steps themselves are pure (matcher.batch, matcher.assignment); this module
-rules over their order and over the limit of time.
+The problem, its solution and the plan are pure (matcher.batch, matcher.optimum, matcher.plan); this module
+rules over who solves, who prices the ways, and for how long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from geo.index import DriverIndex
-from matcher.assignment import Assignment, CandidateGraph, greedy
-from matcher.batch import Demand, Found, Graph, Search, assemble, look, searches, unproven, widening
-from matcher.solver import SolverFailed
+import numpy as np
+
+from geo.legs import Legs, Times
+from matcher import plain
+from matcher.batch import Batch
+from matcher.explicit import DecidedGraph, greedily
+from matcher.graph import Assignment, CandidateGraph, canonical
+from matcher.plan import NEAR, Decided
+from matcher.problem import BadProblem, Floats, Ints, Problem, Solution
+from matcher.solver import SolverFailed, WaysAsked
 
 log = logging.getLogger(__name__)
 
-#: A graph is not widened beyond this many pairs: assembling them would hold up the event loop.
-PAIRS_MAX = 500_000
-#: How much longer than in proportion to its pairs a solve may take.
-SOLVE_MARGIN = 1.5
+STRAIGHT = "straight line"
 
 
 class Solver(Protocol):
-    async def solve(self, graph: CandidateGraph, timeout_s: float) -> Assignment:
-        """The optimal assignment of this graph. Raises SolverFailed."""
+    async def solve(
+        self,
+        problem: Problem,
+        limit_s: float,
+        *,
+        near: int = 0,
+        compare: bool = False,
+        ways: WaysAsked | None = None,
+        ways_max: int = 0,
+        roads: str | None = None,
+    ) -> Solution:
+        """The certified solution, or the best known within the limit. Raises SolverFailed."""
+
+
+class GraphSolver(Protocol):
+    async def assign(self, graph: CandidateGraph, limit_s: float) -> Assignment:
+        """The certified assignment. Raises SolverFailed."""
+
+
+class TravelTimes(Protocol):
+    async def times(self, legs: Legs) -> Times:
+        """Seconds of each leg; never raises for a provider that fails, but estimates and says so."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """The last graph and its assignment. `rounds` solves took `solve_s` in all; 0 rounds: greedy had to do."""
+class Travel:
+    """Who prices a market's ways: nobody (straight lines), a file of road links, or a provider.
 
-    graph: Graph
-    assignment: Assignment
-    rounds: int
-    solve_s: float
+    `pairs_max` bounds what a provider is asked in one decision (P10).
+    """
+
+    name: str = STRAIGHT
+    roads: str | None = None
+    provider: TravelTimes | None = None
+    pairs_max: int = 50_000
 
 
-async def decide(demand: Demand, index: DriverIndex, now_ms: Callable[[], int], solver: Solver) -> Decided:
+class _Asked:
+    """Prices pairs by a provider, and notes for which of them a straight line had to stand in."""
+
+    def __init__(self, problem: Problem, provider: TravelTimes) -> None:
+        self._problem, self._provider = problem, provider
+        self.estimated: set[tuple[int, int]] = set()
+        self.because: str | None = None
+
+    async def ways(self, ride: Ints, driver: Ints) -> Floats:
+        problem = self._problem
+        drivers, origin = np.unique(driver, return_inverse=True)
+        rides, target = np.unique(ride, return_inverse=True)
+        legs = Legs(
+            problem.driver_lat[drivers],
+            problem.driver_lon[drivers],
+            problem.ride_lat[rides],
+            problem.ride_lon[rides],
+            origin.astype(np.int32),
+            target.astype(np.int32),
+        )
+        times = await self._provider.times(legs)
+        if times.fallback is not None:
+            self.because = times.fallback
+            estimated = np.flatnonzero(times.estimated)
+            self.estimated.update(zip(ride[estimated].tolist(), driver[estimated].tolist(), strict=True))
+        return times.seconds
+
+
+async def decide(batch: Batch, solver: Solver, travel: Travel) -> Decided:
     """The best plan within the market's `solve_s_max`; its gap tells how much better one could be.
 
-    `now_ms` reads the feed's clock. A solver that fails costs optimality, never
-    the batch: drivers are then assigned greedily.
+    A solver that fails costs optimality, never the batch: drivers are then assigned greedily.
     """
     loop = asyncio.get_running_loop()
-    graph = assemble(demand, await _search(demand, searches(demand), index, now_ms))
-    began = loop.time()
-    deadline = began + demand.market.solve_s_max
+    began, market, problem = loop.time(), batch.demand.market, batch.problem
+    asked = None if travel.provider is None else _Asked(problem, travel.provider)
     try:
-        assignment = await solver.solve(graph.candidates, demand.market.solve_s_max)
+        solution = await solver.solve(
+            problem,
+            market.solve_s_max,
+            near=NEAR,
+            compare=True,
+            ways=None if asked is None else asked.ways,
+            ways_max=travel.pairs_max if asked else 0,
+            roads=travel.roads,
+        )
+    except (SolverFailed, BadProblem) as failed:
+        log.warning("market %s: greedy assignment, for %s", market.id, failed)
+        solution = await asyncio.to_thread(_plainly, batch)
+        return Decided(batch, solution, loop.time() - began)
+    estimated, because = (frozenset(asked.estimated), asked.because) if asked else (frozenset(), None)
+    return Decided(batch, solution, loop.time() - began, travel.name, estimated, because)
+
+
+def _plainly(batch: Batch) -> Solution:
+    market = batch.demand.market
+    until_s = time.monotonic() + market.solve_s_max
+    return plain.greedy(
+        batch.problem, market.detour_factor / market.speed_mps, is_over=lambda: time.monotonic() >= until_s
+    )
+
+
+async def decide_graph(graph: CandidateGraph, solver: GraphSolver, limit_s: float) -> DecidedGraph:
+    """The best plan for costs that were given, or a greedy one where that takes longer than `limit_s`.
+
+    Raises BadGraph.
+    """
+    loop = asyncio.get_running_loop()
+    began, graph, is_greedy = loop.time(), await asyncio.to_thread(canonical, graph), False
+    try:
+        assignment = await solver.assign(graph, limit_s)
     except SolverFailed as failed:
-        log.warning("market %s: greedy assignment, for %s", demand.market.id, failed)
-        assignment = await asyncio.to_thread(greedy, graph.candidates)
-        return Decided(graph, assignment, 0, loop.time() - began)
-    rounds, round_s = 1, loop.time() - began
-    idle = max(0, len(index) - len(demand.engaged))
-    while (rides := unproven(graph, assignment)).size:
-        asked = tuple(widening(graph, rides, idle))
-        growth = _growth(graph, asked, idle)
-        # A solve takes about as much longer as there are more pairs: none is begun that cannot end in time.
-        if loop.time() + SOLVE_MARGIN * growth * round_s > deadline or growth * graph.candidates.ride.size > PAIRS_MAX:
-            break
-        round_began = loop.time()
-        wider = assemble(demand, (*graph.founds, *await _search(demand, asked, index, now_ms)))
-        try:
-            assignment = await solver.solve(wider.candidates, max(0.0, deadline - loop.time()))
-        except SolverFailed as failed:
-            log.warning("market %s: a plan that is not proven, for %s", demand.market.id, failed)
-            break
-        graph, rounds, round_s = wider, rounds + 1, loop.time() - round_began
-    return Decided(graph, assignment, rounds, loop.time() - began)
-
-
-def _growth(graph: Graph, asked: Iterable[Search], idle: int) -> float:
-    """How many times as many pairs there will be, at most."""
-    more = sum(int((min(search.k, idle) - graph.listed[search.rides]).clip(min=0).sum()) for search in asked)
-    pairs = max(1, graph.candidates.ride.size)
-    return (pairs + more) / pairs
-
-
-async def _search(
-    demand: Demand, asked: Iterable[Search], index: DriverIndex, now_ms: Callable[[], int]
-) -> list[Found]:
-    """A few hundred rides at a time, so that sockets are served in between. The index may move on meanwhile:
-    each list is true of its own moment, and its bound with it."""
-    founds = []
-    for search in asked:
-        founds.append(look(demand, search, index, now_ms()))
-        await asyncio.sleep(0)
-    return founds
+        log.warning("a graph of %d pairs: greedy assignment, for %s", len(graph.ride), failed)
+        until_s, is_greedy = time.monotonic() + limit_s, True
+        assignment = await asyncio.to_thread(greedily, graph, is_over=lambda: time.monotonic() >= until_s)
+    return DecidedGraph(graph, assignment, loop.time() - began, is_greedy)

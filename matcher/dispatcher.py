@@ -17,29 +17,39 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 from geo.feed import Follower
 from geo.index import DriverIndex
-from geo.model import MarketId
-from matcher.batch import Demand, Plan, demand_of, plan
-from matcher.decision import Decided, Solver, decide
+from geo.model import DriverId, MarketId
+from matcher.batch import Batch, build, demand_of
+from matcher.decision import Solver, Travel, decide
 from matcher.errors import LeaseLost, StoreUnavailable
+from matcher.idleness import Idleness
 from matcher.ids import new_trip_id, time_ordered
-from matcher.model import Hint
-from matcher.outcomes import Committed, Pairing, Waiting
+from matcher.model import Hint, RideId
+from matcher.outcomes import Committed, DriverHistory, Pairing, Waiting
+from matcher.plan import Decided, Unmatched, plan_parts
 from matcher.policy import Market
+from matcher.recording import BatchReport, Waits, input_of, report_of
 from matcher.solver import SolverFailed
+from matcher.window import AdaptiveWindow
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 SWEEP_EVERY_S = 1.0
 SWEEP_MAX = 500
 #: A market without a window is decided at most so often, and looked at without a hint so seldom.
 WINDOWLESS_S_MIN = 0.05
 WINDOWLESS_S_MAX = 1.0
-#: Pairings a transaction; a larger plan is committed in parts, each under the token.
-COMMIT_MAX = 1000
+#: A plan is committed and announced in parts of about so many pairings, each under the token.
+COMMIT_PAIRINGS = 250
+#: Drivers' histories count for so long, and are read again so often, where the market's policy asks for them.
+HISTORY_MS = 86_400_000
+HISTORY_EVERY_S = 30.0
 BACKOFF_S_MAX = 1.0
 RELEASE_S_MAX = 2.0
 
@@ -52,6 +62,23 @@ class BatchStore(Protocol):
     async def commit_plan(
         self, market: MarketId, token: int, pairings: Sequence[Pairing], *, offer_ttl_ms: int | None = None
     ) -> Committed: ...
+
+    async def record_batch(
+        self,
+        market: MarketId,
+        token: int,
+        batch_id: str,
+        *,
+        summary: Mapping[str, Any],
+        input: bytes | None,  # noqa: A002 - the store's word
+        waits: Sequence[tuple[RideId, str, Mapping[str, Any]]],
+        keep_batches: int = 500,
+        keep_inputs: int = 8,
+    ) -> None: ...
+
+    async def driver_histories(
+        self, market: MarketId, *, within_ms: int, limit: int = 100_000
+    ) -> dict[DriverId, DriverHistory]: ...
 
     async def sweep(self, market: MarketId, token: int, *, limit: int = 500) -> list[Hint]: ...
 
@@ -74,23 +101,11 @@ class MarketAnnouncer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchReport:
-    """What one batch came to. `lost` and `unmatched` count by reason; `rounds` 0: greedy had to do."""
+class Keeping:
+    """How many records of a market's batches are kept, and how many of them with their whole input."""
 
-    market: MarketId
-    batch_id: str
-    rides: int
-    matched: int
-    lost: Mapping[str, int]
-    unmatched: Mapping[str, int]
-    pairs: int
-    rounds: int
-    solve_s: float
-    batch_s: float
-    certified: bool
-    gap_s: float
-    cost_s: float
-    greedy_cost_s: float
+    batches: int = 500
+    inputs: int = 8
 
 
 @dataclass(slots=True)
@@ -108,6 +123,7 @@ class DispatcherStats:
     swept: int = 0
     leases_lost: int = 0
     faults: int = 0
+    unrecorded: int = 0  # batches whose record could not be written
     last: BatchReport | None = None
     lost: Counter[str] = field(default_factory=Counter)
 
@@ -117,7 +133,7 @@ class Dispatcher:
 
     `holder` names this process in the lease. While the follower has a fault, or
     has been silent for longer than `stale_after_ms`, nothing is matched (P5).
-    `on_batch` is called after each batch, in the event loop.
+    `on_batch` is called after each batch, in the event loop. `tag_bits` are the bits of tags in the index.
     """
 
     def __init__(
@@ -134,6 +150,9 @@ class Dispatcher:
         lease_s: float = 5.0,
         stale_after_ms: int = 30_000,
         on_batch: Callable[[BatchReport], None] | None = None,
+        travel: Travel | None = None,
+        tag_bits: Mapping[str, int] | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.market = market
         self._store = store
@@ -146,6 +165,13 @@ class Dispatcher:
         self._lease_s = lease_s
         self._stale_after_ms = stale_after_ms
         self._on_batch = on_batch
+        self.travel = travel or Travel()
+        self._tag_bits = tag_bits or {}
+        self._keeping = keeping or Keeping()
+        self._histories: Mapping[DriverId, DriverHistory] = {}
+        self._idleness = Idleness()
+        self._waits = Waits()
+        self._adaptive = AdaptiveWindow(market.window_s, market.window_s_max) if market.adaptive_window else None
         self._wake = asyncio.Event()
         self.stats = DispatcherStats()
 
@@ -183,7 +209,7 @@ class Dispatcher:
         self.stats.leading = True
         try:
             async with asyncio.TaskGroup() as group:
-                for loop in (self._renewals, self._windows, self._sweeps):
+                for loop in (self._renewals, self._windows, self._sweeps, self._readings):
                     group.create_task(loop(token))
         except* LeaseLost as lost:
             self.stats.leases_lost += 1
@@ -224,6 +250,16 @@ class Dispatcher:
         self._announcer.announce(hints)
         self.stats.swept += len(hints)
         return hints
+
+    async def _readings(self, token: int) -> None:
+        """Drivers' histories, where the policy of the market asks for them."""
+
+        async def read() -> None:
+            self._histories = await self._store.driver_histories(self.market.id, within_ms=HISTORY_MS)
+
+        while self.market.idle_bonus or self.market.refusal_s:
+            await self._guarded(read)
+            await asyncio.sleep(HISTORY_EVERY_S)
 
     async def _windows(self, token: int) -> None:
         loop = asyncio.get_running_loop()
@@ -272,39 +308,109 @@ class Dispatcher:
             self.stats.windows_blind += 1
             return
         waiting = await self._store.waiting(self.market.id, limit=self.market.rides_per_batch_max)
-        if not waiting.rides:
+        if not self._is_due(waiting) or not waiting.rides:
             return
-        demand = demand_of(waiting, self.market)
-        decided = await decide(demand, self._index, self._feed.now_ms, self._solver)
+        decided = await decide(self._batch(waiting), self._solver, self.travel)
         if not self._positions_are_live():  # went down while the batch was solved (P5)
             self.stats.windows_blind += 1
             return
         batch_id = "b_" + time_ordered(waiting.now_ms)
-        made = plan(
-            decided.graph,
-            decided.assignment,
-            self._index,
-            self._feed.now_ms(),
-            batch_id=batch_id,
-            new_trip_id=new_trip_id,
+        matched, lost, unmatched = await self._commit(token, decided, batch_id)
+        report = report_of(
+            decided,
+            batch_id,
+            matched=matched,
+            lost=lost,
+            unmatched=Counter(str(each.reason) for each in unmatched),
+            batch_s=asyncio.get_running_loop().time() - began,
         )
-        lost = await self._uncut(self._commit(token, made))
-        self._report(demand, decided, made, lost, asyncio.get_running_loop().time() - began)
+        if self._adaptive is not None:
+            self._adaptive.closed(matched, decided.solution.mean_way_s)
+        self._count(report)
+        await self._record(token, decided, report, self._waits.due(unmatched, waiting.now_ms))
+
+    def _is_due(self, waiting: Waiting) -> bool:
+        """Whether an adaptive window closes now; a fixed one always does."""
+        if self._adaptive is None:
+            return True
+        idle = max(0, self._index.fresh_count(self._feed.now_ms()) - len(waiting.engaged))
+        return self._adaptive.close_at_ms(waiting.now_ms, len(waiting.rides), idle) <= waiting.now_ms
+
+    def _batch(self, waiting: Waiting) -> Batch:
+        demand, now_ms = demand_of(waiting, self.market), self._feed.now_ms()
+        idle_since_ms: Mapping[DriverId, int] = {}
+        if self.market.idle_bonus:
+            idle = self._index.supply(now_ms, waiting.engaged).driver_ids
+            idle_since_ms = self._idleness.look(waiting.now_ms, idle, waiting.engaged, self._histories)
+        return build(
+            demand,
+            self._index,
+            now_ms,
+            histories=self._histories,
+            idle_since_ms=idle_since_ms,
+            tag_bits=self._tag_bits,
+        )
 
     def _positions_are_live(self) -> bool:
         return self._follower.fault is None and self._follower.silent_ms() <= self._stale_after_ms
 
-    async def _commit(self, token: int, made: Plan) -> Counter[str]:
-        """Commits and announces; returns how many pairings dropped out, by reason."""
-        lost: Counter[str] = Counter()
-        for start in range(0, len(made.pairings), COMMIT_MAX):
-            part = made.pairings[start : start + COMMIT_MAX]
-            committed = await self._store.commit_plan(self.market.id, token, part)
-            self._announcer.announce(committed.hints)
-            lost.update(each.why for each in committed.lost)
-        return lost
+    async def _commit(self, token: int, decided: Decided, batch_id: str) -> tuple[int, Counter[str], list[Unmatched]]:
+        """Commits and announces part by part; how many were matched, which dropped out by reason, who got nobody."""
+        matched, lost, unmatched = 0, Counter[str](), list[Unmatched]()
+        parts = plan_parts(decided, self._index, self._feed.now_ms, batch_id=batch_id, new_trip_id=new_trip_id)
+        ready: list[Pairing] = []
+        for part in chain(parts, (None,)):
+            if part is not None:
+                unmatched += part.unmatched
+                ready += part.pairings
+                await asyncio.sleep(0)  # sockets are served between the parts
+            if ready and (part is None or len(ready) >= COMMIT_PAIRINGS):
+                committed = await self._uncut(self._commit_part(token, ready))
+                matched += len(committed.hints)
+                lost.update(each.why for each in committed.lost)
+                ready = []
+        return matched, lost, unmatched
 
-    async def _uncut(self, call: Coroutine[Any, Any, Any]) -> Any:
+    async def _commit_part(self, token: int, pairings: Sequence[Pairing]) -> Committed:
+        committed = await self._store.commit_plan(self.market.id, token, pairings)
+        self._announcer.announce(committed.hints)
+        return committed
+
+    async def _record(
+        self,
+        token: int,
+        decided: Decided,
+        report: BatchReport,
+        waits: Sequence[tuple[RideId, str, Mapping[str, Any]]],
+    ) -> None:
+        """Keeps what the batch came to. A record that cannot be written costs an explanation, never a match."""
+        data = input_of(decided, report.batch_id) if self._keeping.inputs else None
+        try:
+            await self._store.record_batch(
+                self.market.id,
+                token,
+                report.batch_id,
+                summary=report.summary(),
+                input=data,
+                waits=waits,
+                keep_batches=self._keeping.batches,
+                keep_inputs=self._keeping.inputs,
+            )
+        except StoreUnavailable as fault:
+            self.stats.unrecorded += 1
+            self._waits = Waits()  # what was due is due again
+            log.warning("market %s: a batch was not recorded: %s", self.market.id, fault)
+
+    def _count(self, report: BatchReport) -> None:
+        self.stats.last = report
+        self.stats.batches += 1
+        self.stats.batches_uncertified += not report.certified
+        self.stats.matched += report.matched
+        self.stats.lost.update(report.lost)
+        if self._on_batch is not None:
+            self._on_batch(report)
+
+    async def _uncut(self, call: Coroutine[Any, Any, Result]) -> Result:
         """A commit and its announcement are finished even when we are cancelled in between; the store bounds them."""
         task = asyncio.create_task(call)
         try:
@@ -314,31 +420,6 @@ class Dispatcher:
             if not task.cancelled() and (fault := task.exception()) is not None:
                 log.warning("market %s: while stopping: %s", self.market.id, fault)
             raise
-
-    def _report(self, demand: Demand, decided: Decided, made: Plan, lost: Counter[str], batch_s: float) -> None:
-        report = BatchReport(
-            market=self.market.id,
-            batch_id=made.batch_id,
-            rides=len(demand.rides),
-            matched=len(made.pairings) - lost.total(),
-            lost=lost,
-            unmatched=Counter(str(each.reason) for each in made.unmatched),
-            pairs=int(decided.graph.candidates.ride.size),
-            rounds=decided.rounds,
-            solve_s=decided.solve_s,
-            batch_s=batch_s,
-            certified=made.certified,
-            gap_s=made.gap_s,
-            cost_s=made.cost_s,
-            greedy_cost_s=made.greedy_cost_s,
-        )
-        self.stats.last = report
-        self.stats.batches += 1
-        self.stats.batches_uncertified += not report.certified
-        self.stats.matched += report.matched
-        self.stats.lost.update(lost)
-        if self._on_batch is not None:
-            self._on_batch(report)
 
     @property
     def _lease_ms(self) -> int:

@@ -176,6 +176,7 @@ class NewRide:
 
     `deadline_ms` is how long the ride may search, from the commit's statement on.
     `idempotency_key` None: the client asked for no protection from repetition.
+    `tags` are what the vehicle has to offer, sorted.
     """
 
     ride_id: RideId
@@ -189,6 +190,7 @@ class NewRide:
     metadata: Mapping[str, Any]
     idempotency_key: str | None
     body_hash: bytes  # 32 bytes, SHA-256 of the canonical body
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,7 @@ class Trip:
 
 @dataclass(frozen=True, slots=True)
 class Ride:
-    """A ride as its row says, with its current (or last) trip where there is one."""
+    """A ride as its row says, with its current (or last) trip where there is one; `tags` are sorted."""
 
     ride_id: RideId
     client_id: ClientId
@@ -235,10 +237,13 @@ class Ride:
     ended_at_ms: int | None
     end_reason: str | None
     trip: Trip | None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
+    """A driver as its row says; `tags` are what its vehicle offers, sorted."""
+
     driver_id: DriverId
     status: DriverStatus
     vehicle_class: str
@@ -246,6 +251,7 @@ class Driver:
     market: MarketId | None
     epoch: int
     updated_at_ms: int
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from geo.model import DriverId
+from geo.model import DriverId, MarketId
 from matcher.errors import StoreUnavailable
 from matcher.model import Driver, Hint, Move, Ride, RideId, Slot, Trip, TripId
 
@@ -123,7 +123,7 @@ LOST_RIDE_BUSY = "ride_busy"  # its row is locked by a command under way
 LOST_DRIVER_BUSY = "driver_busy"  # the same of the driver's row
 LOST_DRIVER_ENGAGED = "driver_engaged"  # the slot is taken
 LOST_DRIVER_NOT_ENGAGED = "driver_not_engaged"  # `next` without a live `now`
-LOST_DRIVER_GONE = "driver_gone"  # unknown, not online, or in another market
+LOST_DRIVER_GONE = "driver_gone"  # unknown, not online, in another market, or with a vehicle that cannot serve the ride
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,45 @@ class Committed:
     hints: list[Hint]
     trips: list[Trip]
     lost: list[LostPairing]
+
+
+@dataclass(frozen=True, slots=True)
+class RideWait:
+    """Why the ride was left without a driver by the last batch that left it so (P12).
+
+    `reason` is one of the batch's words; `detail` holds its counts.
+    """
+
+    ride_id: RideId
+    reason: str
+    detail: Mapping[str, Any]
+    batch_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """What a batch came to; `input_bytes` is the size of its input where that is still kept."""
+
+    batch_id: str
+    market: MarketId
+    decided_at_ms: int
+    summary: Mapping[str, Any]
+    input_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriverHistory:
+    """What became of a driver's trips of some past time.
+
+    `ended_at_ms` is the newest end of any of them, None where none has ended; `refused` counts those
+    that the driver declined, let time out or cancelled.
+    """
+
+    driver_id: DriverId
+    ended_at_ms: int | None
+    trips: int
+    refused: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,14 @@ clock; who is near whom is the batch's matter.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from geo.area import Area
 from geo.model import MarketId
-
-Seconds = TypeVar("Seconds", float, npt.NDArray[np.float64])
-
-#: Costs are whole multiples of 2**-10 s (about a millisecond). Sums of such
-#: numbers are exact in doubles, so that an optimum and its certificate are
-#: compared without any tolerance for rounding.
-STEPS_PER_S = 1024.0
+from matcher.problem import Seconds, on_grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +31,15 @@ class Market:
     waited weighs as much as a second of the driver's way.
     `abandon_after_ms` is how long a trip may live; `deadline_*_ms` how long a
     ride may search. `rides_per_batch_max` bounds one decision (P10): the oldest.
+
+    What a pairing costs beside its way (design: cost of a pairing), each term in seconds:
+    `downgrade_s[driver's class][ride's class]` lets a driver of a better class serve a lesser ride at that
+    price; `idle_bonus` is by how many seconds a second of idleness makes a driver cheaper, up to
+    `idle_bonus_s_max` in all; `refusal_s` is the price of a certain refusal, of which each driver's estimated
+    share counts. `has_ways`: road times price the way, and nobody drives a straight line faster than
+    `top_speed_mps`, which is how candidates are preselected without excluding a better one.
+    `tags` are what a ride may ask of a vehicle. `adaptive_window`: the batch closes when waiting longer is
+    expected to cost more than it brings, after `window_s` at the earliest and `window_s_max` at the latest.
 
     Raises ValueError naming the field that makes no sense.
     """
@@ -59,12 +61,26 @@ class Market:
     solve_s_max: float = 1.5
     seats_max: int = 8
     rides_per_batch_max: int = 5000
+    downgrade_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    idle_bonus: float = 0.0
+    idle_bonus_s_max: float = 300.0
+    refusal_s: float = 0.0
+    has_ways: bool = False
+    top_speed_mps: float = 40.0
+    adaptive_window: bool = False
+    window_s_max: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_pickup_s", "max_pickup_m", "speed_mps", "solve_s_max"):
+        for name in ("max_pickup_s", "max_pickup_m", "speed_mps", "solve_s_max", "top_speed_mps"):
             _check(self.id, name, getattr(self, name), least=0.0, open_below=True)
         _check(self.id, "window_s", self.window_s, least=0.0)
-        _check(self.id, "unmatched_growth", self.unmatched_growth, least=0.0)
+        for name in ("unmatched_growth", "idle_bonus", "idle_bonus_s_max", "refusal_s"):
+            _check(self.id, name, getattr(self, name), least=0.0)
+        _check(self.id, "window_s_max", self.window_s_max, least=self.window_s)
+        for better, lesser in self.downgrade_s.items():
+            for worse, seconds in lesser.items():
+                _check(self.id, f"downgrade_s.{better}.{worse}", seconds, least=0.0)
         _check(self.id, "detour_factor", self.detour_factor, least=1.0)
         for name in ("candidates_per_ride", "deadline_default_ms", "abandon_after_ms", "seats_max"):
             _check(self.id, name, getattr(self, name), least=1)
@@ -78,11 +94,23 @@ class Market:
     @property
     def reach_m(self) -> float:
         """The straight-line distance beyond which no pairing is allowed."""
-        return min(self.max_pickup_m, self.max_pickup_s * self.speed_mps / self.detour_factor)
+        return min(self.max_pickup_m, self.max_pickup_s / self.s_per_m)
+
+    @property
+    def s_per_m(self) -> float:
+        """Seconds a metre of straight line: what the way costs, or with road times the least it can cost."""
+        return 1.0 / self.top_speed_mps if self.has_ways else self.detour_factor / self.speed_mps
 
     def classes_for(self, vehicle_class: str) -> frozenset[str]:
         """The driver classes that may serve a ride of this class."""
-        return frozenset((vehicle_class,))
+        better = {each for each, lesser in self.downgrade_s.items() if vehicle_class in lesser}
+        return frozenset((vehicle_class, *better))
+
+    def extra_s(self, ride_class: str, driver_class: str) -> float:
+        """The price of this driver's class for this ride's; infinite where it may not serve it."""
+        if ride_class == driver_class:
+            return 0.0
+        return float(on_grid(self.downgrade_s.get(driver_class, {}).get(ride_class, math.inf)))
 
     def pickup_s(self, distance_m: Seconds) -> Seconds:
         """Expected travel time over a straight-line distance in metres, on the grid of costs.
@@ -91,16 +119,19 @@ class Market:
         """
         return on_grid(distance_m * (self.detour_factor / self.speed_mps))
 
+    def idle_s(self, idle_s: Seconds) -> Seconds:
+        """The bonus of a driver that has been idle for so long."""
+        bonus_s: Seconds = np.clip(self.idle_bonus * idle_s, 0.0, self.idle_bonus_s_max)
+        return on_grid(bonus_s)
+
+    def refusal_risk_s(self, share: Seconds) -> Seconds:
+        """The price of the risk that a driver who refuses this share of rides refuses this one."""
+        return on_grid(self.refusal_s * share)
+
     def unmatched_s(self, waited_s: Seconds) -> Seconds:
         """The price of leaving a ride unmatched that has waited so long."""
         base_s = 2.0 * self.max_pickup_s if self.unmatched_base_s is None else self.unmatched_base_s
         return on_grid(base_s + self.unmatched_growth * waited_s)
-
-
-def on_grid(seconds: Seconds) -> Seconds:
-    """The nearest multiple of 2**-10 s; infinity stays."""
-    rounded: Seconds = np.rint(seconds * STEPS_PER_S) / STEPS_PER_S
-    return rounded
 
 
 def _check(market: MarketId, name: str, value: float, *, least: float, open_below: bool = False) -> None:

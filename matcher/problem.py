@@ -106,7 +106,8 @@ class Solution:
 
     Where asked for, `cheapest[i]` are the places in `pairs` of ride i's cheapest pairs, ascending, -1 where
     there are fewer; and `city_more_s` beside it, by how much the whole plan would cost more with that pair
-    in it, NaN where that was not looked at (the chosen pairs, those no cheaper than the chosen, too many).
+    in it (at most: the others make up for it by pairs that were looked at), NaN where that was not asked
+    (rides that were left, the chosen pairs, those no cheaper than the chosen, too many).
     """
 
     driver_of: Ints
@@ -125,6 +126,12 @@ class Solution:
     def gap_s(self) -> float:
         """By how much any plan could undercut this one at most; 0 proves it optimal."""
         return max(0.0, self.cost_s - self.bound_s)
+
+    @property
+    def mean_way_s(self) -> float:
+        """Of the chosen pairs; 0 where there are none."""
+        ways_s = self.pairs.way_s[self.pairs.driver == self.driver_of[self.pairs.ride]]
+        return float(ways_s.mean()) if len(ways_s) else 0.0
 
     @property
     def certified(self) -> bool:

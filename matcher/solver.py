@@ -1,46 +1,71 @@
-"""The solver: a child process, because scipy's matching holds the interpreter's lock throughout.
+"""The solver: a child process, so that solving never holds up the event loop that serves sockets.
 
-`SolverChild` is the parent's side, `python -m matcher.solver PARENT_PID` the
-child's. Frames on the child's stdin and stdout are a length (4 bytes, big
-endian) and a msgpack map with arrays as bytes. The child never outlives its
-parent: Linux kills it when the parent's thread ends (PR_SET_PDEATHSIG), and
-everywhere the end of its stdin ends it, at the latest when a solve is through.
-It ignores SIGINT, which Ctrl-C sends to the whole group: the parent decides.
+`SolverChild` is the parent's side, `python -m matcher.solver_child PARENT_PID` the other. Frames on the
+child's stdin and stdout are a length (4 bytes, big endian) and a msgpack struct (matcher.packing). A
+problem may be answered by a question first, for the ways of some pairs, which the parent has priced.
+The child never outlives its parent: Linux kills it when the parent's thread ends (PR_SET_PDEATHSIG), and
+everywhere the end of its stdin ends it, at the latest when a solve is through. It ignores SIGINT, which
+Ctrl-C sends to the whole group: the parent decides. It is a little less urgent than its parent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
-import ctypes
 import logging
 import os
-import queue
-import signal
 import struct
 import sys
-import threading
+import tempfile
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Awaitable, Callable
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
 import msgspec
-import numpy as np
 
-from matcher.assignment import Assignment, BadGraph, CandidateGraph, solve
+from matcher.graph import Assignment, BadGraph, CandidateGraph
+from matcher.packing import (
+    ANSWERS,
+    Assigned,
+    AssignTask,
+    Bad,
+    Question,
+    Solved,
+    SolveTask,
+    WaysAnswer,
+    assignment_of,
+    frame_of,
+    graph_frame_of,
+    ints_of,
+    packed,
+    solution_of,
+)
+from matcher.problem import BadProblem, Floats, Ints, Problem, Solution
 
 log = logging.getLogger(__name__)
 
 LENGTH = struct.Struct(">I")
 FRAME_BYTES_MAX = 128 * 2**20
-#: A fresh child imports numpy and scipy before it says hello; on a busy machine that takes its time.
-START_S_MAX = 30.0
+#: What goes into the pipe at a time: a large frame in one go is copied several times before anybody else has a turn.
+PIECE_BYTES = 2**20
+#: A fresh child imports and warms up before it says hello; the first one ever compiles for some ten seconds.
+START_S_MAX = 180.0
 #: How often one batch is given to a new child after a child died over it.
 ATTEMPTS_MAX = 3
 CLOSE_S_MAX = 1.0
-PR_SET_PDEATHSIG = 1
+#: What a solve may take beyond its limit, which the child keeps between two rounds.
+GRACE_S = 2.0
 #: Where the packages are: the child finds them without the current folder on its path.
 ROOT = str(Path(__file__).resolve().parent.parent)
+
+Answer = Question | Solved | Assigned | Bad
+Result = TypeVar("Result")
+Found = TypeVar("Found", Solution, Assignment)
+#: Prices pairs (rides, drivers) of a problem: seconds of their ways, inf where there is none.
+WaysAsked = Callable[[Ints, Ints], Awaitable[Floats]]
 
 
 class SolverFailed(Exception):
@@ -83,24 +108,74 @@ class SolverChild:
             except _ChildDied as died:
                 raise SolverFailed(f"the solver did not start: {died}") from died
 
-    async def solve(self, graph: CandidateGraph, timeout_s: float) -> Assignment:
-        """The certified assignment of this graph within `timeout_s`, all attempts included, starts not.
+    async def solve(
+        self,
+        problem: Problem,
+        limit_s: float,
+        *,
+        near: int = 0,
+        compare: bool = False,
+        ways: WaysAsked | None = None,
+        ways_max: int = 0,
+        roads: str | None = None,
+    ) -> Solution:
+        """The certified solution of this problem, or what is known of it after `limit_s` (see matcher.optimum).
 
-        Raises BadGraph for a graph that breaks a rule, SolverFailed for the rest.
-        A caller that is cancelled takes the child with it; the next call starts another.
+        A problem with ways is priced by `ways`, at most `ways_max` pairs, or by the road network in the file
+        `roads`, which the child reads itself. Raises BadProblem for a problem that breaks a rule, SolverFailed
+        for the rest. A caller that is cancelled takes the child with it; the next call starts another.
         """
-        frame = _pack_graph(graph)
+        task = self._packed(SolveTask(frame_of(problem), limit_s, near, compare, ways_max, roads or ""))
+
+        async def exchange(process: Process) -> Solution | Bad:
+            answer = await _roundtrip(process, task, self._frame_bytes_max)
+            while isinstance(answer, Question):
+                if ways is None:
+                    raise SolverFailed("the solver asked for ways that nobody prices")
+                seconds = await ways(ints_of(answer.ride), ints_of(answer.driver))
+                answer = await _roundtrip(process, self._packed(WaysAnswer(packed(seconds))), self._frame_bytes_max)
+            if isinstance(answer, Bad):
+                return answer
+            return _fitting(solution_of(_expected(answer, Solved).solution), problem.n_rides, problem.n_drivers)
+
+        found = await self._attempts(exchange, limit_s + GRACE_S)
+        if isinstance(found, Bad):
+            raise SolverFailed(found.reason) if found.is_fault else BadProblem(found.reason)
+        return found
+
+    async def assign(self, graph: CandidateGraph, limit_s: float) -> Assignment:
+        """The certified assignment of an explicit graph. Raises BadGraph, SolverFailed."""
+        task = self._packed(AssignTask(graph_frame_of(graph)))
+
+        async def exchange(process: Process) -> Assignment | Bad:
+            answer = await _roundtrip(process, task, self._frame_bytes_max)
+            if isinstance(answer, Bad):
+                return answer
+            return _fitting(assignment_of(_expected(answer, Assigned).assignment), graph.n_rides, graph.n_drivers)
+
+        found = await self._attempts(exchange, limit_s)
+        if isinstance(found, Bad):
+            raise SolverFailed(found.reason) if found.is_fault else BadGraph(found.reason)
+        return found
+
+    def _packed(self, task: SolveTask | AssignTask | WaysAnswer) -> bytes:
+        """Refused before it is sent: the child stays as it is."""
+        frame = msgspec.msgpack.encode(task)
         if len(frame) > self._frame_bytes_max:
-            raise SolverFailed(f"{len(graph.cost)} pairs exceed the solver's limit of {self._frame_bytes_max} bytes")
+            raise SolverFailed(f"{len(frame)} bytes exceed the solver's limit of {self._frame_bytes_max}")
+        return frame
+
+    async def _attempts(self, exchange: Callable[[Process], Awaitable[Result]], limit_s: float) -> Result:
+        """One exchange with a warm child, again with a new one where it died, within `limit_s` in all, starts aside."""
         loop = asyncio.get_running_loop()
         async with self._turn:
-            left_s = timeout_s
+            left_s = limit_s
             for attempt in range(1, ATTEMPTS_MAX + 1):
                 try:
                     process = await self._warm()
                     began = loop.time()
                     try:
-                        return await self._exchange(process, frame, graph, left_s)
+                        return await self._bounded(process, exchange, left_s)
                     finally:
                         left_s -= loop.time() - began
                 except _ChildDied as died:
@@ -108,17 +183,18 @@ class SolverChild:
                     log.warning("solver child died (attempt %d of %d): %s", attempt, ATTEMPTS_MAX, died)
             raise SolverFailed(f"{ATTEMPTS_MAX} solver children died over this batch")
 
-    async def _exchange(self, process: Process, frame: bytes, graph: CandidateGraph, left_s: float) -> Assignment:
+    async def _bounded(
+        self, process: Process, exchange: Callable[[Process], Awaitable[Result]], left_s: float
+    ) -> Result:
         try:
             async with asyncio.timeout(left_s):
-                answer = await _roundtrip(process, frame, self._frame_bytes_max)
+                return await exchange(process)
         except TimeoutError:
             await self._end("overran")
-            raise SolverFailed(f"no assignment of {len(graph.cost)} pairs within its limit of time") from None
+            raise SolverFailed(f"no solution within {left_s:.1f} s") from None
         except BaseException:  # cancelled or out of step: nobody will read this child's answer
             self._kill()
             raise
-        return _unpack_assignment(answer, graph)
 
     async def _warm(self) -> Process:
         if self._closed:
@@ -171,13 +247,28 @@ class SolverChild:
 
 async def _spawn() -> Process:
     path = os.pathsep.join(part for part in (ROOT, os.environ.get("PYTHONPATH", "")) if part)
-    command = (sys.executable, "-P", "-m", "matcher.solver", str(os.getpid()))
+    command = (sys.executable, "-P", "-m", "matcher.solver_child", str(os.getpid()))
+    environment = {**os.environ, "PYTHONPATH": path, **_cache_of_its_own()}
     try:
-        return await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": path}
-        )
+        return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
     except OSError as error:
         raise SolverFailed(f"the solver cannot be started: {error}") from error
+
+
+@cache
+def _cache_of_its_own() -> dict[str, str]:
+    """Where compiled code is kept when neither the package's folder nor the user's cache can be written.
+
+    A fresh folder of this process: one with a known name in a shared place could be somebody else's.
+    """
+    places = [Path(ROOT) / "matcher"]
+    with contextlib.suppress(RuntimeError):  # a user of whom only the number is known, as in a container
+        places.append(Path("~").expanduser())
+    if "NUMBA_CACHE_DIR" in os.environ or any(os.access(place, os.W_OK) for place in places):
+        return {}
+    folder = tempfile.TemporaryDirectory(prefix="hexhail-")
+    atexit.register(folder.cleanup)
+    return {"NUMBA_CACHE_DIR": folder.name}
 
 
 async def _reap(process: Process) -> None:
@@ -190,14 +281,32 @@ async def _reap(process: Process) -> None:
             pass  # an answer that nobody waits for
 
 
-async def _roundtrip(process: Process, frame: bytes, bytes_max: int) -> bytes:
+async def _roundtrip(process: Process, frame: bytes, bytes_max: int) -> Answer:
     assert process.stdin is not None
     try:
-        process.stdin.write(LENGTH.pack(len(frame)) + frame)
-        await process.stdin.drain()
+        process.stdin.write(LENGTH.pack(len(frame)))
+        for start in range(0, len(frame), PIECE_BYTES):
+            process.stdin.write(frame[start : start + PIECE_BYTES])
+            await process.stdin.drain()
     except (BrokenPipeError, ConnectionResetError) as error:
         raise _ChildDied("its input is closed") from error
-    return await _read_frame(process, bytes_max)
+    try:
+        answer: Answer = ANSWERS.decode(await _read_frame(process, bytes_max))
+    except msgspec.MsgspecError as error:
+        raise _ChildDied(f"its answer cannot be read: {error}") from error
+    return answer
+
+
+def _expected(answer: Answer, kind: type[Result]) -> Result:
+    if isinstance(answer, kind):
+        return answer
+    raise SolverFailed("the solver answered something else")
+
+
+def _fitting(found: Found, n_rides: int, n_drivers: int) -> Found:
+    if found.driver_of.shape != (n_rides,) or found.v.shape != (n_drivers,):
+        raise SolverFailed("the solver answered another problem than it was given")
+    return found
 
 
 async def _read_frame(process: Process, bytes_max: int) -> bytes:
@@ -209,134 +318,3 @@ async def _read_frame(process: Process, bytes_max: int) -> bytes:
         return await process.stdout.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionResetError) as error:
         raise _ChildDied("its output ended") from error
-
-
-class _GraphFrame(msgspec.Struct):
-    """A graph on the pipe; arrays are their bytes, little endian."""
-
-    n_rides: int
-    n_drivers: int
-    ride: bytes
-    driver: bytes
-    cost: bytes
-    unmatched: bytes
-
-
-class _AnswerFrame(msgspec.Struct, omit_defaults=True):
-    """An assignment, or the reason why there is none: a broken graph, or a failure."""
-
-    driver_of: bytes = b""
-    cost: float = 0.0
-    u: bytes = b""
-    v: bytes = b""
-    greedy_cost: float = 0.0
-    broken_graph: str = ""
-    failed: str = ""
-
-
-def _pack_graph(graph: CandidateGraph) -> bytes:
-    frame = _GraphFrame(
-        n_rides=graph.n_rides,
-        n_drivers=graph.n_drivers,
-        ride=graph.ride.astype("<i4").tobytes(),
-        driver=graph.driver.astype("<i4").tobytes(),
-        cost=graph.cost.astype("<f8").tobytes(),
-        unmatched=graph.unmatched.astype("<f8").tobytes(),
-    )
-    return msgspec.msgpack.encode(frame)
-
-
-def _unpack_graph(packed: bytes) -> CandidateGraph:
-    frame = msgspec.msgpack.decode(packed, type=_GraphFrame)
-    return CandidateGraph(
-        frame.n_rides,
-        frame.n_drivers,
-        np.frombuffer(frame.ride, dtype="<i4"),
-        np.frombuffer(frame.driver, dtype="<i4"),
-        np.frombuffer(frame.cost, dtype="<f8"),
-        np.frombuffer(frame.unmatched, dtype="<f8"),
-    )
-
-
-def _pack_assignment(assignment: Assignment) -> bytes:
-    frame = _AnswerFrame(
-        driver_of=assignment.driver_of.astype("<i4").tobytes(),
-        cost=assignment.cost,
-        u=assignment.u.astype("<f8").tobytes(),
-        v=assignment.v.astype("<f8").tobytes(),
-        greedy_cost=assignment.greedy_cost,
-    )
-    return msgspec.msgpack.encode(frame)
-
-
-def _unpack_assignment(packed: bytes, graph: CandidateGraph) -> Assignment:
-    frame = msgspec.msgpack.decode(packed, type=_AnswerFrame)
-    if frame.broken_graph:
-        raise BadGraph(frame.broken_graph)
-    if frame.failed:
-        raise SolverFailed(frame.failed)
-    assignment = Assignment(
-        np.frombuffer(frame.driver_of, dtype="<i4"),
-        frame.cost,
-        np.frombuffer(frame.u, dtype="<f8"),
-        np.frombuffer(frame.v, dtype="<f8"),
-        frame.greedy_cost,
-    )
-    if assignment.driver_of.shape != (graph.n_rides,) or assignment.v.shape != (graph.n_drivers,):
-        raise SolverFailed("the solver answered another graph than it was given")
-    return assignment
-
-
-# The child's side.
-
-
-def answer_of(frame: bytes) -> bytes:
-    """The packed assignment of a packed graph, or why there is none."""
-    try:
-        return _pack_assignment(solve(_unpack_graph(frame)))
-    except BadGraph as broken:
-        return msgspec.msgpack.encode(_AnswerFrame(broken_graph=str(broken)))
-    except (ValueError, MemoryError) as failed:  # msgspec's DecodeError is a ValueError
-        return msgspec.msgpack.encode(_AnswerFrame(failed=f"{type(failed).__name__}: {failed}"))
-
-
-def _read_into(frames: queue.Queue[bytes], source: BinaryIO) -> None:
-    """Hands on whole frames; ends the process at once when the parent's end is closed."""
-    while True:
-        head = source.read(LENGTH.size)
-        if len(head) < LENGTH.size:
-            os._exit(0)
-        (length,) = LENGTH.unpack(head)
-        frame = source.read(length) if length <= FRAME_BYTES_MAX else b""
-        if len(frame) < length:
-            os._exit(1)
-        frames.put(frame)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it died before we asked
-        os._exit(0)
-
-
-def main(arguments: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent(int(arguments[0]))
-    sink = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints goes to stderr, never between frames
-    frames: queue.Queue[bytes] = queue.Queue(maxsize=1)
-    threading.Thread(target=_read_into, args=(frames, sys.stdin.buffer), daemon=True).start()
-    frame = msgspec.msgpack.encode({"hello": os.getpid()})
-    with contextlib.suppress(BrokenPipeError):
-        while True:
-            sink.write(LENGTH.pack(len(frame)) + frame)
-            sink.flush()
-            frame = answer_of(frames.get())
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

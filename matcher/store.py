@@ -8,13 +8,18 @@ StoreUnavailable; what is merely expected is an outcome.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from geo.model import DriverId, MarketId
 from matcher import (
     store_audit,
     store_batch,
+    store_batches,
     store_drivers,
     store_events,
     store_leases,
@@ -41,12 +46,15 @@ from matcher.model import (
 from matcher.outcomes import (
     LOST_DRIVER_ENGAGED,
     Audit,
+    BatchRecord,
     CommandOutcome,
     Committed,
+    DriverHistory,
     LostPairing,
     NotFound,
     Pairing,
     RequestOutcome,
+    RideWait,
     SignedOn,
     Waiting,
 )
@@ -57,6 +65,7 @@ from matcher.store_rows import can_be_id, ride_with_trip_of
 #: Pairings in one transaction; a longer plan is several, each with the lease checked.
 PLAN_CHUNK = 1000
 DRIVERS_CHUNK = 500
+HISTORIES_MAX = 100_000
 AUDIT_S_MAX = 120.0
 
 
@@ -132,12 +141,20 @@ class Store:
     # drivers
 
     async def put_driver(
-        self, driver_id: DriverId, *, vehicle_class: str, seats: int, status: DriverStatus | None = None
+        self,
+        driver_id: DriverId,
+        *,
+        vehicle_class: str,
+        seats: int,
+        status: DriverStatus | None = None,
+        tags: Collection[str] = (),
     ) -> Driver:
-        """Makes the driver or changes it; `status` None keeps it, a new one is offline."""
+        """Makes the driver or changes it; `status` None keeps it, a new one is offline. `tags` replace the old ones."""
 
         async def work(session: Session) -> Driver:
-            return await store_drivers.put(session, driver_id, vehicle_class=vehicle_class, seats=seats, status=status)
+            return await store_drivers.put(
+                session, driver_id, vehicle_class=vehicle_class, seats=seats, status=status, tags=tags
+            )
 
         try:
             return await self._database.write(work)
@@ -180,10 +197,23 @@ class Store:
         """The drivers with a live trip, in any market."""
         return await self._database.read(store_batch.engaged)
 
+    async def driver_histories(
+        self, market: MarketId, *, within_ms: int, limit: int = HISTORIES_MAX
+    ) -> dict[DriverId, DriverHistory]:
+        """Of each driver with a trip of this market that was matched within the last `within_ms`; first by id."""
+        found = await self._database.read(lambda session: store_drivers.histories(session, market, within_ms, limit))
+        return {each.driver_id: each for each in found}
+
     # trips
 
     async def trip(self, trip_id: TripId) -> Trip | None:
         return await self._database.read(lambda session: store_trips.read_trip(session, trip_id))
+
+    async def trips_of(self, ride_id: RideId, *, limit: int = 100) -> list[Trip]:
+        """The newest `limit` trips of the ride, in the order in which they were matched."""
+        if not can_be_id(ride_id):
+            return []
+        return await self._database.read(lambda session: store_trips.trips_of(session, ride_id, limit))
 
     async def move_trip(
         self,
@@ -234,6 +264,57 @@ class Store:
         first = await self._commit_part(market, token, pairings[:middle], offer_ttl_ms)
         second = await self._commit_part(market, token, pairings[middle:], offer_ttl_ms)
         return Committed(first.hints + second.hints, first.trips + second.trips, first.lost + second.lost)
+
+    async def record_batch(
+        self,
+        market: MarketId,
+        token: int,
+        batch_id: str,
+        *,
+        summary: Mapping[str, Any],
+        input: bytes | None,  # noqa: A002 - the word that the column and the address have for it
+        waits: Sequence[store_batches.Wait],
+        keep_batches: int = 500,
+        keep_inputs: int = 8,
+    ) -> None:
+        """Keeps what a batch came to, and why each of `waits` (ride, reason, detail) got no driver (P12).
+
+        Of the market only the newest `keep_batches` are kept, and the inputs of the newest `keep_inputs` among
+        those that had one. Recording a batch again changes nothing. Raises LeaseLost, and ValueError for an input
+        beyond INPUT_BYTES_MAX, a summary or detail that is too large, and what is no JSON (NaN).
+        """
+        new = await store_batches.encoded(market, batch_id, summary, input, waits)
+        with contextlib.suppress(Conflict):  # only this very batch can be in the way of itself
+            await self._database.write(
+                lambda session: store_batches.record(session, token, new, keep_batches, keep_inputs)
+            )
+
+    async def batches(self, market: MarketId | None, *, before: str | None, limit: int) -> list[BatchRecord]:
+        """Newest first, of all markets where none is named; `before` is the last id of the page before."""
+        step = store_batches.list_step(market, before, limit)
+
+        async def work(session: Session) -> list[BatchRecord]:
+            return [store_batches.batch_of(row) for row in await rows_of(session, step)]
+
+        return await self._database.read(work)
+
+    async def batch(self, batch_id: str) -> BatchRecord | None:
+        if not can_be_id(batch_id):
+            return None
+        return await self._database.read(lambda session: store_batches.read_batch(session, batch_id))
+
+    async def batch_input(self, batch_id: str) -> bytes | None:
+        """The input as it was given; None for an unknown batch, and where it is not kept or not any more."""
+        if not can_be_id(batch_id):
+            return None
+        data = await self._database.read(lambda session: store_batches.read_input(session, batch_id))
+        return None if data is None else await asyncio.to_thread(zlib.decompress, data)
+
+    async def ride_wait(self, ride_id: RideId) -> RideWait | None:
+        """Why the ride was last left without a driver; it stands even when the ride was matched since."""
+        if not can_be_id(ride_id):
+            return None
+        return await self._database.read(lambda session: store_batches.read_wait(session, ride_id))
 
     async def sweep(self, market: MarketId, token: int, *, limit: int = 500) -> list[Hint]:
         """Ends what reached its limit of time; raises LeaseLost. `limit` bounds each kind."""

@@ -52,6 +52,7 @@ from matcher.store_rows import (
     json_of,
     ride_of,
     ride_with_trip_of,
+    tags_of,
     text_of,
 )
 from matcher.tables import drivers, now_ms, rides, trips
@@ -85,7 +86,7 @@ READ_VERSIONS_IN_TIME = Statement(
     sa.select(rides.c.ride_id, rides.c.version).where(rides.c.ride_id.in_(_IDS), rides.c.deadline_at_ms > now_ms())
 )
 LOCK_DRIVERS = Statement(
-    sa.select(drivers.c.driver_id, drivers.c.status, drivers.c.market)
+    sa.select(drivers.c.driver_id, drivers.c.status, drivers.c.market, drivers.c.seats, drivers.c.tags)
     .where(drivers.c.driver_id.in_(_IDS))
     .order_by(drivers.c.driver_id)
     .with_hint(drivers, "FORCE INDEX (PRIMARY)", "mysql")
@@ -142,6 +143,17 @@ async def waiting(session: Session, market: MarketId, limit: int) -> Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Vehicle:
+    """What a driver's row says of its vehicle now; the live index may still have an older word."""
+
+    seats: int
+    tags: frozenset[str]
+
+    def can_serve(self, ride: Ride) -> bool:
+        return self.seats >= ride.seats and self.tags.issuperset(ride.tags)
+
+
+@dataclass(frozen=True, slots=True)
 class _Seen:
     """What the transaction holds or knows of a plan's rides and drivers.
 
@@ -151,7 +163,7 @@ class _Seen:
     at_ms: int
     rides: Mapping[RideId, Ride]  # locked, in time
     rides_busy: Mapping[RideId, int]  # versions of those that another holds
-    drivers: Mapping[DriverId, bool]  # locked; whether it may be matched in this market
+    drivers: Mapping[DriverId, Vehicle | None]  # locked; None: not to be matched in this market
     drivers_busy: frozenset[DriverId]
     slots: Mapping[DriverId, frozenset[str]]
 
@@ -182,10 +194,10 @@ def _why_lost(market: MarketId, pairing: Pairing, seen: _Seen) -> str | None:
         return LOST_RIDE_BUSY if busy else LOST_RIDE_CHANGED
     if ride.version != pairing.ride_version or ride.state is not RideState.SEARCHING or ride.market != market:
         return LOST_RIDE_CHANGED
-    may_be_matched = seen.drivers.get(pairing.driver_id)
-    if may_be_matched is None:
+    if pairing.driver_id not in seen.drivers:
         return LOST_DRIVER_BUSY if pairing.driver_id in seen.drivers_busy else LOST_DRIVER_GONE
-    if not may_be_matched:
+    vehicle = seen.drivers[pairing.driver_id]
+    if vehicle is None or not vehicle.can_serve(ride):
         return LOST_DRIVER_GONE
     slots = seen.slots.get(pairing.driver_id, frozenset())
     if pairing.slot is Slot.NEXT:
@@ -243,8 +255,13 @@ async def _take(session: Session, market: MarketId, pairings: Sequence[Pairing])
         rides_busy = {RideId(text_of(ride_id)): version for ride_id, version in rows}
     # One query: slots and time are read after the drivers' locks are held, under READ COMMITTED.
     held, live, clock = await session.run(LOCK_DRIVERS(ids=driver_ids), READ_SLOTS(ids=driver_ids), NOW())
-    may_be_matched = {DriverId(text_of(row[0])): _may_be_matched(row[1], row[2], market) for row in held.rows}
-    absent = [driver_id for driver_id in driver_ids if driver_id not in may_be_matched]
+    vehicles = {
+        DriverId(text_of(driver_id)): Vehicle(seats, frozenset(tags_of(text_of(tags))))
+        if _may_be_matched(status, in_market, market)
+        else None
+        for driver_id, status, in_market, seats, tags in held.rows
+    }
+    absent = [driver_id for driver_id in driver_ids if driver_id not in vehicles]
     drivers_busy: frozenset[DriverId] = frozenset()
     if absent:
         drivers_busy = frozenset(DriverId(text_of(row[0])) for row in await rows_of(session, READ_DRIVERS(ids=absent)))
@@ -255,7 +272,7 @@ async def _take(session: Session, market: MarketId, pairings: Sequence[Pairing])
         at_ms=clock.rows[0][0],
         rides=locked,
         rides_busy=rides_busy,
-        drivers=may_be_matched,
+        drivers=vehicles,
         drivers_busy=drivers_busy,
         slots={driver_id: frozenset(some) for driver_id, some in slots.items()},
     )

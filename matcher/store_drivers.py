@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
 from geo.model import DriverId, MarketId
-from matcher.model import Driver, DriverStatus, Ride, TripId
-from matcher.outcomes import SignedOn
+from matcher.model import Driver, DriverStatus, Ride, TripId, TripState
+from matcher.outcomes import DriverHistory, SignedOn
 from matcher.sessions import Session, change, row_of, rows_of
 from matcher.statement import Statement
-from matcher.store_rows import DRIVER_COLUMNS, RIDE_AND_TRIP, driver_of, ride_with_trip_of, text_of
+from matcher.store_rows import DRIVER_COLUMNS, RIDE_AND_TRIP, driver_of, ride_with_trip_of, storable_tags, text_of
 from matcher.tables import drivers, now_ms, rides, trips
 
 _DRIVER = drivers.c.driver_id == sa.bindparam("of_driver")
@@ -23,13 +23,14 @@ UPDATE_DRIVER = Statement(
     .values(
         vehicle_class=sa.bindparam("to_class"),
         seats=sa.bindparam("to_seats"),
+        tags=sa.bindparam("to_tags"),
         status=sa.func.coalesce(sa.bindparam("to_status", type_=sa.String), drivers.c.status),
         updated_at_ms=now_ms(),
     )
 )
 INSERT_DRIVER = Statement(
     drivers.insert().from_select(
-        ["driver_id", "status", "vehicle_class", "seats", "market", "epoch", "updated_at_ms"],
+        ["driver_id", "status", "vehicle_class", "seats", "market", "epoch", "updated_at_ms", "tags"],
         sa.select(
             sa.bindparam("of_driver", type_=sa.String),
             sa.bindparam("to_status", type_=sa.String),
@@ -38,6 +39,7 @@ INSERT_DRIVER = Statement(
             sa.null(),
             sa.literal_column("0"),
             now_ms(),
+            sa.bindparam("to_tags", type_=sa.String),
         ),
     )
 )
@@ -78,14 +80,43 @@ READ_LIVE_VERSIONS = Statement(
     .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
     .where(trips.c.driver_id.in_(sa.bindparam("driver_ids", expanding=True)), trips.c.live_slot.is_not(None))
 )
+#: A trip that ended so was refused by its driver. A rider's no-show is not the driver's doing, and an abandoned trip
+#: may as well be a lost phone's.
+_REFUSED = sorted(state.value for state in (TripState.DECLINED, TripState.TIMED_OUT, TripState.CANCELLED))
+READ_HISTORIES = Statement(
+    sa.select(
+        trips.c.driver_id,
+        sa.func.max(trips.c.ended_at_ms),
+        sa.func.count(),
+        sa.func.sum(sa.case((trips.c.state.in_(_REFUSED), 1), else_=0)),
+    )
+    .where(
+        trips.c.market == sa.bindparam("market"),
+        trips.c.matched_at_ms > now_ms() - sa.bindparam("within_ms", type_=sa.BigInteger),
+    )
+    .group_by(trips.c.driver_id)
+    .order_by(trips.c.driver_id)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
 
 
 async def put(
-    session: Session, driver_id: DriverId, *, vehicle_class: str, seats: int, status: DriverStatus | None
+    session: Session,
+    driver_id: DriverId,
+    *,
+    vehicle_class: str,
+    seats: int,
+    status: DriverStatus | None,
+    tags: Collection[str],
 ) -> Driver:
     """Raises Conflict where another made the driver meanwhile: done again, it finds the row."""
     to_status = None if status is None else status.value
-    values = {"of_driver": driver_id, "to_class": vehicle_class, "to_seats": seats}
+    values = {
+        "of_driver": driver_id,
+        "to_class": vehicle_class,
+        "to_seats": seats,
+        "to_tags": storable_tags(tags),
+    }
     if not await change(session, UPDATE_DRIVER(**values, to_status=to_status)):
         await change(session, INSERT_DRIVER(**values, to_status=to_status or DriverStatus.OFFLINE.value))
     row = await row_of(session, READ_DRIVER(of_driver=driver_id))
@@ -123,3 +154,11 @@ async def live_trips(session: Session, driver_ids: Sequence[DriverId]) -> list[R
 async def live_versions(session: Session, driver_ids: Sequence[DriverId]) -> list[tuple[DriverId, TripId, int]]:
     rows = await rows_of(session, READ_LIVE_VERSIONS(driver_ids=sorted(driver_ids)))
     return [(DriverId(text_of(driver)), TripId(text_of(trip)), int(version)) for driver, trip, version in rows]
+
+
+async def histories(session: Session, market: MarketId, within_ms: int, limit: int) -> list[DriverHistory]:
+    rows = await rows_of(session, READ_HISTORIES(market=market, within_ms=within_ms, limit=limit))
+    return [
+        DriverHistory(DriverId(text_of(driver)), None if ended is None else int(ended), int(count), int(refused))
+        for driver, ended, count, refused in rows
+    ]

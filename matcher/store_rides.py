@@ -28,6 +28,7 @@ from matcher.store_rows import (
     json_of,
     ride_of,
     ride_with_trip_of,
+    storable_tags,
     text_of,
 )
 from matcher.tables import now_ms, ride_events, rides
@@ -191,6 +192,7 @@ def _as_first_answered(ride: Ride) -> Ride:
         ended_at_ms=None,
         end_reason=None,
         trip=None,
+        tags=ride.tags,
     )
 
 
@@ -211,6 +213,7 @@ def first_answer(new: NewRide, at_ms: int) -> Ride:
         ended_at_ms=None,
         end_reason=None,
         trip=None,
+        tags=new.tags,
     )
 
 
@@ -245,6 +248,7 @@ def ride_row(new: NewRide, ride: Ride) -> Params:
         "idempotency_key": new.idempotency_key,
         "key_until_ms": None if new.idempotency_key is None else ride.requested_at_ms + KEY_KEPT_MS,
         "body_hash": new.body_hash,
+        "tags": storable_tags(ride.tags),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,8 +23,9 @@ from matcher.model import (
     TripId,
     TripState,
 )
+from matcher.sessions import Unstorable
 from matcher.statement import Params, Row
-from matcher.tables import NAME_BYTES_MAX, REASON_CHARS_MAX, drivers, ride_events, rides, trips
+from matcher.tables import NAME_BYTES_MAX, REASON_CHARS_MAX, TAGS_CHARS_MAX, drivers, ride_events, rides, trips
 
 Columns = tuple[sa.Column[Any], ...]
 
@@ -45,6 +46,7 @@ RIDE_COLUMNS: Columns = (
     rides.c.deadline_at_ms,
     rides.c.ended_at_ms,
     rides.c.end_reason,
+    rides.c.tags,
 )
 TRIP_COLUMNS: Columns = (
     trips.c.trip_id,
@@ -98,6 +100,19 @@ def storable_reason(reason: str | None) -> str | None:
     return reason.encode("utf-8", "replace").decode()[:REASON_CHARS_MAX]
 
 
+def storable_tags(tags: Collection[str]) -> str:
+    """Names as their column holds them: sorted, each once. Raises Unstorable for what would not be read back alike."""
+    names = tuple(sorted(set(tags)))
+    text = ",".join(names)
+    if tags_of(text) != names or not text.isascii() or len(text) > TAGS_CHARS_MAX:
+        raise Unstorable(f"tags: {text[:40]!r} is no list of ASCII names of at most {TAGS_CHARS_MAX} characters")
+    return text
+
+
+def tags_of(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
 def ride_of(row: Row, trip: Trip | None = None) -> Ride:
     """A row that begins with RIDE_COLUMNS."""
     dropoff = None if row[7] is None else LatLng(row[7], row[8])
@@ -117,6 +132,7 @@ def ride_of(row: Row, trip: Trip | None = None) -> Ride:
         ended_at_ms=row[14],
         end_reason=row[15],
         trip=trip,
+        tags=tags_of(row[16]),
     )
 
 
@@ -156,6 +172,7 @@ def driver_of(row: Row) -> Driver:
         market=None if market is None else MarketId(market),
         epoch=row[5],
         updated_at_ms=row[6],
+        tags=tags_of(row[7]),
     )
 
 

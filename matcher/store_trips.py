@@ -34,7 +34,7 @@ from matcher.model import (
     transition_of,
 )
 from matcher.outcomes import CommandOutcome, Done, NotAllowed, NotFound, NotYours, Superseded
-from matcher.sessions import Conflict, Raced, Reply, Session, row_of
+from matcher.sessions import Conflict, Raced, Reply, Session, row_of, rows_of
 from matcher.statement import Statement, Step
 from matcher.store_rides import INSERT_EVENT, READ_RIDE
 from matcher.store_rows import RIDE_AND_TRIP, event_row, hint_of, ride_with_trip_of, storable_reason
@@ -47,6 +47,14 @@ READ_TRIP = Statement(
     sa.select(*RIDE_AND_TRIP, now_ms())
     .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
     .where(trips.c.trip_id == sa.bindparam("trip_id"))
+)
+#: Of one ride, the newest first.
+READ_TRIPS_OF = Statement(
+    sa.select(*RIDE_AND_TRIP)
+    .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
+    .where(trips.c.ride_id == sa.bindparam("ride_id"))
+    .order_by(trips.c.matched_at_ms.desc(), trips.c.trip_id.desc())
+    .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 READ_RIDE_NOW = Statement(
     sa.select(*RIDE_AND_TRIP, now_ms())
@@ -146,6 +154,12 @@ def _moved(trip: Trip, to: TripState, at_ms: int, reason: str | None) -> Trip:
 async def read_trip(session: Session, trip_id: TripId) -> Trip | None:
     row = await row_of(session, READ_TRIP(trip_id=trip_id))
     return None if row is None else ride_with_trip_of(row).trip
+
+
+async def trips_of(session: Session, ride_id: RideId, limit: int) -> list[Trip]:
+    """The newest `limit` trips of the ride, in the order in which they were matched."""
+    found = [ride_with_trip_of(row).trip for row in await rows_of(session, READ_TRIPS_OF(ride_id=ride_id, limit=limit))]
+    return [trip for trip in reversed(found) if trip is not None]
 
 
 async def move_trip(

@@ -21,6 +21,8 @@ METADATA = sa.MetaData()
 NAME_BYTES_MAX = 255
 #: Longest reason that is kept, in characters.
 REASON_CHARS_MAX = 255
+#: Longest list of tags, in ASCII with its commas: 32 names of 24 letters.
+TAGS_CHARS_MAX = 800
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
@@ -47,7 +49,7 @@ def _exact(size: int) -> sa.types.TypeEngine[str]:
 
 
 def _word(size: int) -> sa.types.TypeEngine[str]:
-    """One of our own words: a state, a slot, an event's name."""
+    """ASCII words: a state, a slot, an event's name, the names of tags."""
     return sa.String(size).with_variant(mysql.VARCHAR(size, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
 
 
@@ -64,6 +66,11 @@ def _json() -> sa.types.TypeEngine[str]:
 
 def _hash() -> sa.types.TypeEngine[bytes]:
     return sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+
+
+def _blob() -> sa.types.TypeEngine[bytes]:
+    """Up to 16 MiB on MySQL and MariaDB."""
+    return sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
 _ID = _exact(32)
@@ -93,6 +100,7 @@ rides = sa.Table(
     sa.Column("idempotency_key", _NAME),  # NULL: none, or forgotten after a day
     sa.Column("key_until_ms", sa.BigInteger),
     sa.Column("body_hash", _hash(), nullable=False),
+    sa.Column("tags", _word(TAGS_CHARS_MAX), nullable=False, server_default=""),  # sorted, comma separated
     sa.UniqueConstraint("client_id", "idempotency_key", name="rides_key"),  # P3
     sa.Index("rides_of_client", "client_id", "ride_id"),
     sa.Index("rides_open", "market", "state", "deadline_at_ms"),
@@ -124,6 +132,7 @@ trips = sa.Table(
     sa.UniqueConstraint("driver_id", "live_slot", name="trips_driver_slot"),  # P1
     sa.UniqueConstraint("ride_id", "live", name="trips_ride_live"),  # P1
     sa.Index("trips_live", "live", "due_at_ms", "driver_id"),
+    sa.Index("trips_matched", "market", "matched_at_ms"),
     **_INNODB,
 )
 
@@ -137,6 +146,7 @@ drivers = sa.Table(
     sa.Column("market", _exact(64)),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("tags", _word(TAGS_CHARS_MAX), nullable=False, server_default=""),  # sorted, comma separated
     **_INNODB,
 )
 
@@ -164,5 +174,31 @@ market_leases = sa.Table(
     sa.Column("holder", _NAME, nullable=False),
     sa.Column("token", sa.BigInteger, nullable=False),
     sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
+    **_INNODB,
+)
+
+batches = sa.Table(
+    "batches",
+    METADATA,
+    sa.Column("market", _exact(64), primary_key=True),
+    sa.Column("batch_id", _ID, primary_key=True),  # ordered by time
+    sa.Column("decided_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("summary", _json(), nullable=False),
+    sa.Column("input", _blob()),  # deflated; NULL: not kept
+    sa.Column("input_bytes", sa.Integer),  # before it was deflated, so that a list need not read it
+    sa.Index("batches_newest", "batch_id"),
+    sa.Index("batches_inputs", "market", "input_bytes"),
+    **_INNODB,
+)
+
+ride_waits = sa.Table(
+    "ride_waits",
+    METADATA,
+    sa.Column("ride_id", _ID, primary_key=True),
+    sa.Column("market", _exact(64), nullable=False),
+    sa.Column("batch_id", _ID, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("reason", _word(32), nullable=False),
+    sa.Column("detail", _json(), nullable=False),
     **_INNODB,
 )

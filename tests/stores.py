@@ -26,7 +26,7 @@ from tests.servers import mysql_connection
 MARKET = MarketId("new-york")
 HOLDER = "matcher-1"
 HOUR_MS = 3_600_000
-TABLES = ("rides", "trips", "drivers", "ride_events", "market_leases")
+TABLES = ("rides", "trips", "drivers", "ride_events", "market_leases", "batches", "ride_waits")
 
 
 def new_ride(
@@ -38,6 +38,7 @@ def new_ride(
     deadline_ms: int = 600_000,
     metadata: Mapping[str, Any] | None = None,
     dropoff: LatLng | None = None,
+    tags: tuple[str, ...] = (),
 ) -> NewRide:
     return NewRide(
         ride_id=new_ride_id(),
@@ -51,6 +52,7 @@ def new_ride(
         metadata=metadata or {},
         idempotency_key=key,
         body_hash=body.ljust(32, b"\0"),
+        tags=tags,
     )
 
 

@@ -31,21 +31,32 @@ class FeedContract:
         await bench.feed.close()
 
     async def test_a_published_driver_is_found_as_it_was_published(self, bench: Bench) -> None:
-        one = Fix(DriverId("d-1"), 40.75, -73.98, 3, 1_700_000_000_000, 9, 0, "xl", 6, False, 271.25, 12.5)
+        one = Fix(DriverId("d-1"), 40.75, -73.98, 3, 1_700_000_000_000, 9, 0, "xl", 6, False, 271.25, 12.5, 2**31 + 5)
         assert await bench.publish(one) == (1, ())
-        [found] = bench.index.nearest(HERE, 5, where=Where(available_only=False), now_ms=bench.feed.now_ms())
+        where = Where(available_only=False, tags=2**31 + 1)
+        [found] = bench.index.nearest(HERE, 5, where=where, now_ms=bench.feed.now_ms())
         assert (found.driver_id, found.lat, found.lon) == ("d-1", 40.75, -73.98)
         assert (found.vehicle_class, found.seats, found.available) == ("xl", 6, False)
-        assert (found.heading_deg, found.speed_mps) == (271.25, 12.5)
+        assert (found.heading_deg, found.speed_mps, found.tags) == (271.25, 12.5, 2**31 + 5)
         held = bench.index.held(DriverId("d-1"))
         assert held is not None
-        assert held.stamp == Stamp(3, 1_700_000_000_000, 9)
+        assert (held.stamp, held.tags) == (Stamp(3, 1_700_000_000_000, 9), 2**31 + 5)
 
     async def test_unknown_heading_and_speed_stay_unknown_and_ids_keep_their_characters(self, bench: Bench) -> None:
         await bench.publish(fix("Zoë/ driver:7 {x}\n😀"))
         [found] = bench.index.nearest(HERE, 5, now_ms=bench.feed.now_ms())
         assert found.driver_id == "Zoë/ driver:7 {x}\n😀"
         assert (found.heading_deg, found.speed_mps) == (None, None)
+
+    async def test_a_driver_is_found_by_the_tags_that_its_newest_fix_has(self, bench: Bench) -> None:
+        async def tagged(tags: int, seq: int) -> list[str]:
+            await bench.publish(replace(fix("d", seq), tags=tags), fix("plain"))
+            found = bench.index.nearest(HERE, 5, where=Where(tags=0b110), now_ms=bench.feed.now_ms())
+            return [each.driver_id for each in found]
+
+        assert await tagged(0b100, 1) == []
+        assert await tagged(0b111, 2) == ["d"]
+        assert await tagged(0b010, 3) == []
 
     async def test_a_driver_that_moves_is_found_at_its_new_place_alone(self, bench: Bench) -> None:
         """P6: one place a driver."""

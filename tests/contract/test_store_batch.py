@@ -46,6 +46,17 @@ class TestPlans:
         assert [lost.pairing for lost in committed.lost] == [plan[0], *plan[2:]]
         assert set(whys(committed)) == {"ride_changed"}
 
+    async def test_a_vehicle_that_lost_what_the_ride_needs_is_not_matched_on_old_knowledge(
+        self, case: StoreCase
+    ) -> None:
+        ride, plain = await case.ride(tags=("wheelchair",)), await case.ride()
+        driver = await case.driver()  # no tags any more
+        assert whys(await case.commit(pairing(ride, driver))) == ["driver_gone"]
+        await case.store.put_driver(driver, vehicle_class="standard", seats=1, tags=("wheelchair",))
+        assert whys(await case.commit(pairing(plain, driver))) == ["driver_gone"]  # it takes two
+        await case.store.put_driver(driver, vehicle_class="standard", seats=4, tags=("pets", "wheelchair"))
+        assert not (await case.commit(pairing(ride, driver))).lost
+
     async def test_a_ride_that_changed_and_came_back_is_not_matched_on_old_knowledge(self, case: StoreCase) -> None:
         ride = await case.ride()
         trip = await case.match(ride, await case.driver())

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from geo.model import DriverId, MarketId
+from matcher.errors import StoreUnavailable
 from matcher.model import DriverStatus, Slot
 from tests.stores import MARKET, StoreCase
 
@@ -29,6 +30,22 @@ class TestDrivers:
         assert (driver.status, driver.market) == (DriverStatus.ONLINE, MARKET)
         driver = await case.store.put_driver(D, vehicle_class="xl", seats=7, status=DriverStatus.SUSPENDED)
         assert driver.status is DriverStatus.SUSPENDED
+
+    async def test_a_driver_has_the_tags_that_were_put_last(self, case: StoreCase) -> None:
+        driver = await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=["pets", "child_seat", "pets"])
+        assert driver.tags == ("child_seat", "pets")
+        assert await case.store.driver(D) == driver
+        signed_on = await case.store.sign_on(D, MARKET)
+        assert signed_on is not None
+        assert signed_on.driver.tags == ("child_seat", "pets")
+        whole = [f"{n:02d}" + "x" * 22 for n in range(32)]
+        assert (await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=whole)).tags == tuple(whole)
+        assert (await case.store.put_driver(D, vehicle_class="xl", seats=6)).tags == ()
+
+    async def test_tags_that_cannot_be_stored_are_refused(self, case: StoreCase) -> None:
+        with pytest.raises(StoreUnavailable, match="tags"):
+            await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=["pets,child_seat"])
+        assert await case.store.driver(D) is None
 
     async def test_many_who_put_the_same_driver_at_once_all_succeed(self, case: StoreCase) -> None:
         jobs = [case.store.put_driver(D, vehicle_class="standard", seats=n) for n in range(1, 9)]

@@ -32,6 +32,20 @@ class TestRequests:
         ride = await case.ride(dropoff=LatLng(-0.0000001, 179.9999999))
         assert (await case.now(ride.ride_id)).dropoff == LatLng(-0.0000001, 179.9999999)
 
+    async def test_what_a_ride_asks_of_the_vehicle_is_kept_wherever_the_ride_is_shown(self, case: StoreCase) -> None:
+        tags = ("child_seat", "wheelchair")
+        first = await case.ride(key="k", tags=tags)
+        assert first.tags == tags
+        [waiting] = (await case.store.waiting(first.market, limit=10)).rides
+        driver = await case.driver()
+        await case.store.put_driver(driver, vehicle_class="standard", seats=4, tags=tags)
+        await case.match(first, driver)
+        [again] = await case.store.request_rides([new_ride(key="k")])
+        shown = [await case.now(first.ride_id), waiting, *await case.store.live_trips([driver])]
+        shown += await case.store.rides(None, state=None, before=None, limit=10)
+        assert [ride.tags for ride in shown] == [tags] * 4
+        assert again == Requested(first, None, repeated=True)
+
     async def test_a_repeated_key_gets_the_first_answer_whatever_became_of_the_ride(self, case: StoreCase) -> None:
         """P3"""
         first = await case.ride(key="k")
@@ -77,8 +91,12 @@ class TestRequests:
             new_ride("bob", market="m" * 65),
             new_ride("\ud800"),
             new_ride("bob", metadata={"x": math.nan}),
+            new_ride("bob", tags=("child,seat",)),
+            new_ride("bob", tags=("",)),
+            new_ride("bob", tags=("é",)),
+            new_ride("bob", tags=("x" * 801,)),
         ],
-        ids=["client", "key", "market", "surrogate", "nan"],
+        ids=["client", "key", "market", "surrogate", "nan", "comma", "no tag", "not ascii", "long tags"],
     )
     async def test_a_row_that_cannot_be_stored_fails_alone(self, case: StoreCase, bad: object) -> None:
         group = [new_ride("a"), bad, new_ride("c", key="k")]

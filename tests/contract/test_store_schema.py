@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from geo.model import DriverId
 from matcher.errors import StoreLocked, StoreUnavailable
+from matcher.migrate import _config as alembic_config
+from matcher.model import RideId
 from matcher.store import Store
 from matcher.tables import METADATA
 from tests.servers import free_port
-from tests.stores import TABLES, StoreCase, new_ride, sqlite_url
+from tests.stores import MARKET, TABLES, StoreCase, new_ride, sqlite_url
 
 
 @pytest.fixture(params=["sqlite", "mysql"])
@@ -42,6 +46,32 @@ async def differences(url: str) -> list[Any]:
     return found
 
 
+async def upgrade_to(url: str, revision: str) -> None:
+    """Brings an empty database to an earlier revision."""
+    engine = create_async_engine(url)
+
+    def upgrade(connection: sa.Connection) -> None:
+        command.upgrade(alembic_config(connection), revision)
+        connection.commit()
+
+    async with engine.connect() as connection:
+        await connection.run_sync(upgrade)
+    await engine.dispose()
+
+
+def write_as_0001(case: StoreCase, ride_id: str, driver_id: str) -> None:
+    """A ride and a driver as the first version writes them: it names its columns, and knows no other."""
+    case.sql(
+        "INSERT INTO rides (ride_id, client_id, market, state, version, pickup_lat, pickup_lon, seats, vehicle_class,"
+        " metadata, requested_at_ms, deadline_at_ms, body_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *(ride_id, "ann", MARKET, "searching", 1, 40.7, -74.0, 1, "standard", '{"a":1}', 1, 2, "h" * 32),
+    )
+    case.sql(
+        "INSERT INTO drivers (driver_id, status, vehicle_class, seats, epoch, updated_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        *(driver_id, "offline", "standard", 4, 0, 1),
+    )
+
+
 class TestMigrations:
     async def test_they_lead_to_the_tables_that_the_code_uses(self, empty_url: str) -> None:
         store = await Store.open(empty_url)
@@ -50,6 +80,22 @@ class TestMigrations:
         assert await store.schema_is_current()
         await store.close()
         assert await differences(empty_url) == []
+
+    async def test_rows_of_the_version_before_are_read_and_it_still_writes_some(self, empty_url: str) -> None:
+        """Processes are replaced one by one: what the old ones wrote, before and after, is whole."""
+        case = StoreCase(await Store.open(empty_url), empty_url)
+        await upgrade_to(empty_url, "0001")
+        assert not await case.store.schema_is_current()
+        write_as_0001(case, "r_before", "d-before")
+        await case.store.migrate()
+        assert await case.store.schema_is_current()
+        write_as_0001(case, "r_after", "d-after")
+        for name in ("before", "after"):
+            ride, driver = await case.now(RideId(f"r_{name}")), await case.store.driver(DriverId(f"d-{name}"))
+            assert driver is not None
+            assert (ride.tags, ride.metadata, driver.tags, driver.seats) == ((), {"a": 1}, (), 4)
+        assert (await case.ride(tags=("pets",))).tags == ("pets",)
+        await case.store.close()
 
     async def test_migrating_again_changes_nothing(self, case: StoreCase) -> None:
         ride = await case.ride()
@@ -62,6 +108,7 @@ class TestMigrations:
         for lost in ("trips", "drivers", "alembic_version"):
             case.sql(f"DROP TABLE {lost}")
         case.sql("DROP INDEX rides_open" + ("" if case.is_sqlite else " ON rides"))
+        case.sql("ALTER TABLE rides DROP COLUMN tags")
         await case.store.migrate()
         assert await case.store.schema_is_current()
         assert await differences(empty_url) == []

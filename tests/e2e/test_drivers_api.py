@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.e2e.running import LAT, LON, Running
+from tests.e2e.running import LAT, LON, Running, market, running, settings_for, until
 
 
 async def test_a_driver_is_put_and_read(embedded: Running) -> None:
     put = await embedded.call("PUT", "/v1/drivers/d1", "driver:d1", body={"seats": 6, "class": "large"})
     assert (put.status, put.body["id"], put.body["seats"], put.body["class"]) == (200, "d1", 6, "large")
-    assert put.body["status"] == "offline"
+    assert (put.body["status"], put.body["tags"]) == ("offline", [])
     assert (await embedded.call("GET", "/v1/drivers/d1", "driver:d1")).body == put.body
+
+
+async def test_a_drivers_tags_are_those_of_the_last_put(embedded: Running) -> None:
+    body = {"seats": 4, "tags": ["wheelchair", "pets", "wheelchair"]}
+    put = await embedded.call("PUT", "/v1/drivers/d1", "driver:d1", body=body)
+    assert (put.status, put.body["tags"]) == (200, ["pets", "wheelchair"])
+    assert (await embedded.call("GET", "/v1/drivers/d1", "driver:d1")).body == put.body
+    put = await embedded.call("PUT", "/v1/drivers/d1", "driver:d1", body={"seats": 4})
+    assert put.body["tags"] == []
 
 
 async def test_a_driver_that_does_not_exist_is_404(embedded: Running) -> None:
@@ -28,6 +39,8 @@ async def test_a_driver_that_does_not_exist_is_404(embedded: Running) -> None:
         ({"seats": 4, "class": "boat"}, "/class"),
         ({"seats": 4, "status": "asleep"}, "/status"),
         ({"seats": 4, "lat": 1}, "/lat"),
+        ({"seats": 4, "tags": ["pets", "helipad"]}, "/tags/1"),
+        ({"seats": 4, "tags": ["pets"] * 33}, "/tags"),
     ],
 )
 async def test_a_driver_that_cannot_be_is_refused(embedded: Running, body: object, pointer: str) -> None:
@@ -72,6 +85,50 @@ async def test_k_limit_class_and_seats_narrow_the_search(embedded: Running) -> N
     assert await found("class=boat") == []
 
 
+async def test_drivers_are_found_by_what_their_vehicles_offer(embedded: Running) -> None:
+    await embedded.put_driver("both", tags=["wheelchair", "child_seat"])
+    await embedded.put_driver("one", tags=["wheelchair"])
+    for north, name in enumerate(("both", "one")):
+        await (await embedded.drive(name, put=False)).stands(LAT + 0.001 * north)
+    await (await embedded.drive("plain")).stands(LAT + 0.003)
+
+    async def found(query: str = "") -> dict[str, list[str]]:
+        answer = await embedded.call("GET", f"/v1/drivers/nearby?lat={LAT}&lon={LON}{query}", "client:ann")
+        assert answer.status == 200, answer.body
+        return {each["driver_id"]: each["tags"] for each in answer.body["items"]}
+
+    assert await found() == {"both": ["child_seat", "wheelchair"], "one": ["wheelchair"], "plain": []}
+    assert list(await found("&tags=wheelchair")) == ["both", "one"]
+    assert list(await found("&tags=wheelchair,child_seat")) == ["both"]
+    assert list(await found("&tags=wheelchair&tags=child_seat")) == ["both"]
+    assert await found("&tags=pets") == {}
+
+
+async def test_new_tags_of_a_driver_take_effect_on_its_open_session(embedded: Running) -> None:
+    wheel = await embedded.drive("d1")
+    await wheel.stands()
+    await embedded.put_driver("d1", tags=["pets"])
+
+    async def is_found() -> bool:
+        answer = await embedded.call("GET", f"/v1/drivers/nearby?lat={LAT}&lon={LON}&tags=pets", "client:ann")
+        return bool(answer.body["items"])
+
+    await until(is_found, what="the driver by its new tag")  # without a new fix
+
+
+async def test_a_better_class_is_near_too_where_it_may_be_downgraded(tmp_path: Path) -> None:
+    classes = ("standard", "premium")
+    downgrades = {"premium": {"standard": 120.0}}
+    settings = settings_for(tmp_path, markets=(market(classes=classes, downgrades=downgrades),))
+    async with running(settings) as run:
+        for north, name in enumerate(classes):
+            await run.put_driver(name, **{"class": name})
+            await (await run.drive(name, put=False)).stands(LAT + 0.001 * north)
+        for asked, expected in (("standard", ["standard", "premium"]), ("premium", ["premium"])):
+            answer = await run.call("GET", f"/v1/drivers/nearby?lat={LAT}&lon={LON}&class={asked}", "client:ann")
+            assert [each["driver_id"] for each in answer.body["items"]] == expected
+
+
 @pytest.mark.parametrize(
     ("query", "status", "code"),
     [
@@ -86,6 +143,9 @@ async def test_k_limit_class_and_seats_narrow_the_search(embedded: Running) -> N
         (f"lat={LAT}&lon={LON}&limit_m=-1", 422, "invalid"),
         (f"lat={LAT}&lon={LON}&seats=x", 422, "invalid"),
         (f"lat={LAT}&lon={LON}&idle=maybe", 422, "invalid"),
+        (f"lat={LAT}&lon={LON}&tags=helipad", 422, "invalid"),
+        (f"lat={LAT}&lon={LON}&tags=", 422, "invalid"),
+        (f"lat={LAT}&lon={LON}&tags=pets,", 422, "invalid"),
     ],
 )
 async def test_a_search_that_cannot_be_is_refused(embedded: Running, query: str, status: int, code: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.e2e.running import LAT, LON, Running
+from tests.e2e.running import LAT, LON, Running, market, running, settings_for
 
 PLACE = {"lat": LAT, "lon": LON}
 
@@ -22,6 +23,7 @@ async def test_a_ride_is_answered_after_its_commit_with_everything_that_was_aske
         "class": "large",
         "deadline_s": 60,
         "metadata": {"note": "é", "n": [1, 2.5, None]},
+        "tags": ["child_seat", "wheelchair"],
     }
     answer = await embedded.call("POST", "/v1/rides", "client:ann", body=asked)
     ride = answer.body
@@ -51,6 +53,29 @@ async def test_a_retry_with_the_same_key_gets_the_first_answer(embedded: Running
     headers = {"Content-Type": "application/msgpack", "Idempotency-Key": "k1"}
     again = await embedded.call("POST", "/v1/rides", "client:ann", data=data, headers=headers)
     assert (again.status, again.headers["Idempotency-Replayed"], again.body) == (201, "true", first)
+
+
+async def test_a_retry_may_name_its_tags_in_another_order(embedded: Running) -> None:
+    """P3: they are a set; none at all is as good as an empty one."""
+    first = await embedded.ride(key="k1", tags=["wheelchair", "child_seat"])
+    again = await embedded.ride(key="k1", tags=["child_seat", "wheelchair", "child_seat"])
+    assert again == first
+    assert first["tags"] == ["child_seat", "wheelchair"]
+    plain = await embedded.ride(key="k2")
+    assert await embedded.ride(key="k2", tags=[]) == plain
+    body = {"pickup": PLACE, "tags": ["pets"]}
+    answer = await embedded.call("POST", "/v1/rides", "client:ann", body=body, headers={"Idempotency-Key": "k2"})
+    assert (answer.status, answer.code) == (422, "idempotency-key-reused")
+
+
+async def test_a_market_that_names_its_tags_takes_no_others(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, tags=("pets", "ev"), markets=(market(tags=("ev",)),))
+    async with running(settings) as run:
+        assert (await run.ride(tags=["ev"]))["tags"] == ["ev"]
+        answer = await run.call("POST", "/v1/rides", "client:ann", body={"pickup": PLACE, "tags": ["ev", "pets"]})
+        assert (answer.status, answer.body["errors"][0]["pointer"]) == (422, "/tags/1")
+        assert "there are: ev" in answer.body["detail"]
+        await run.put_driver("d1", tags=["pets"])  # a driver belongs to no market before it signs on
 
 
 async def test_the_same_key_at_the_same_moment_makes_one_ride(embedded: Running) -> None:
@@ -87,6 +112,9 @@ async def test_another_client_may_use_the_same_key(embedded: Running) -> None:
         ({"metadata": {"a": "x" * 5000}}, "invalid", "/metadata"),
         ({"metadata": {"a": [[[[[[[[[[]]]]]]]]]]}}, "invalid", "/metadata/a/0/0/0/0/0/0/0"),
         ({"client": "bob"}, "invalid", "/client"),
+        ({"tags": ["helipad"]}, "invalid", "/tags/0"),
+        ({"tags": ["pets", ""]}, "invalid", "/tags/1"),
+        ({"tags": ["pets"] * 17}, "invalid", "/tags"),
     ],
 )
 async def test_a_ride_that_cannot_be_is_refused_with_a_pointer(
@@ -160,6 +188,18 @@ async def test_a_whole_ride_over_http(embedded: Running) -> None:
         assert (answer.status, answer.body["state"]) == (200, state)
         assert again.status == 200, again.body
     assert (await embedded.call("GET", f"/v1/rides/{ride['id']}", "client:ann")).body["state"] == "completed"
+
+
+async def test_a_ride_with_tags_waits_for_a_driver_who_has_them_all(embedded: Running) -> None:
+    await embedded.put_driver("half", tags=["wheelchair"])
+    await embedded.put_driver("whole", tags=["wheelchair", "child_seat"])
+    await (await embedded.drive("half", put=False)).stands()
+    ride = await embedded.ride(tags=["wheelchair", "child_seat"])
+    plain = await embedded.ride()
+    assert (await embedded.ride_in("assigned", plain["id"]))["trip"]["driver_id"] == "half"
+    await (await embedded.drive("whole", put=False)).stands(LAT + 0.02)
+    assigned = await embedded.ride_in("assigned", ride["id"])
+    assert (assigned["trip"]["driver_id"], assigned["tags"]) == ("whole", ["child_seat", "wheelchair"])
 
 
 async def test_a_trip_command_out_of_order_says_what_is_allowed(embedded: Running) -> None:

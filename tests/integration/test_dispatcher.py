@@ -3,128 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from geo.area import Circle
-from geo.feed import InProcessFeed
-from geo.index import DriverIndex
-from geo.model import DriverId, Fix, LatLng, MarketId
-from matcher.announcer import Announcer
-from matcher.dispatcher import BatchReport, Dispatcher
-from matcher.hints import LocalHints
-from matcher.ids import new_ride_id
-from matcher.model import ClientId, DriverStatus, Move, NewRide, Ride, RideId, RideState
-from matcher.outcomes import Committed, Done, Pairing, Requested
-from matcher.policy import Market
-from matcher.rides import RideDesk
+from geo.model import DriverId
+from matcher.model import ClientId, Move, Ride, RideState
+from matcher.outcomes import Done
 from matcher.solver import SolverChild
-from matcher.store import Store
+from tests.matchers import HERE, NYC, WITHIN_S, Watched, city_of, north, running, until
 from tests.servers import MariaServer, fresh_database
 
-NYC, HERE, RESOLUTION = MarketId("nyc"), LatLng(40.75, -73.98), 8
-WITHIN_S = 30.0
+# One event loop for the module: the solver's child that the tests share belongs to it.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-def north(metres: float) -> LatLng:
-    return LatLng(HERE.lat + metres / 111_195.0, HERE.lon)
-
-
-@dataclass
-class City:
-    """One market's matcher, everything real and in this process but the solver."""
-
-    store: Store
-    market: Market
-    solver: SolverChild
-    index: DriverIndex = field(default_factory=lambda: DriverIndex(resolution=RESOLUTION, stale_after_ms=30_000))
-    feed: InProcessFeed = field(default_factory=lambda: InProcessFeed(RESOLUTION))
-    hints: LocalHints = field(default_factory=LocalHints)
-    reports: list[BatchReport] = field(default_factory=list)
-    seq: int = 0
-
-    def __post_init__(self) -> None:
-        self.follower = self.feed.follow(NYC, self.index)
-        self.announcer = Announcer(self.store, self.hints, backstop_s=0.5, relay_s=0.5)
-        self.desk = RideDesk(self.store, self.announcer)
-
-    def dispatcher(self, holder: str = "m1", store: Any = None, lease_s: float = 3.0) -> Dispatcher:
-        return Dispatcher(
-            self.market,
-            store or self.store,
-            self.index,
-            self.follower,
-            self.feed,
-            self.solver,
-            self.announcer,
-            holder,
-            lease_s=lease_s,
-            on_batch=self.reports.append,
-        )
-
-    async def driver(self, name: str, at: LatLng = HERE, *, age_ms: int = 0) -> None:
-        """Puts a driver, signs it on and publishes where it is."""
-        driver_id = DriverId(name)
-        await self.store.put_driver(driver_id, vehicle_class="standard", seats=4, status=DriverStatus.OFFLINE)
-        signed = await self.store.sign_on(driver_id, NYC)
-        assert signed is not None
-        await self.position(name, at, age_ms=age_ms, epoch=signed.driver.epoch)
-
-    async def position(self, name: str, at: LatLng, *, age_ms: int = 0, epoch: int = 1) -> None:
-        self.seq += 1
-        fix = Fix(DriverId(name), at.lat, at.lon, epoch, 1, self.seq, age_ms, "standard", 4)
-        await self.feed.publish(NYC, [fix])
-
-    async def request(self, at: LatLng = HERE, *, deadline_ms: int = 600_000) -> RideId:
-        new = NewRide(new_ride_id(), ClientId("c"), NYC, at, None, 1, "standard", deadline_ms, {}, None, os.urandom(32))
-        outcome = await self.desk.request(new)
-        assert isinstance(outcome, Requested)
-        return outcome.ride.ride_id
-
-    async def ride(self, ride_id: RideId) -> Ride:
-        ride = await self.store.ride(ride_id)
-        assert ride is not None
-        return ride
-
-    async def reaches(self, ride_id: RideId, state: RideState) -> Ride:
-        async def there() -> bool:
-            return (await self.ride(ride_id)).state is state
-
-        await until_true(there, f"{ride_id} {state}")
-        return await self.ride(ride_id)
-
-
-async def until_true(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not await condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN_S} s: {what}"
-        await asyncio.sleep(0.02)
-
-
-async def until(condition: Callable[[], bool], what: str = "") -> None:
-    async def holds() -> bool:
-        return condition()
-
-    await until_true(holds, what)
-
-
-@contextlib.asynccontextmanager
-async def running(*runs: Awaitable[None]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    tasks = [asyncio.ensure_future(run) for run in runs]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def solver() -> AsyncIterator[SolverChild]:
+    child = SolverChild()
+    yield child
+    await child.close()
 
 
 @pytest.fixture(params=["sqlite", "mysql"])
@@ -140,25 +42,10 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/hexhail.db"
 
 
-@contextlib.asynccontextmanager
-async def city_of(url: str, **policy: Any) -> AsyncIterator[City]:
-    """A city whose feed and announcer run; the test runs the dispatcher."""
-    store, solver = await Store.open(url, lease_s=3.0), SolverChild()
-    market = Market(NYC, Circle(HERE, 30_000.0), **{"window_s": 0.1, **policy})
-    try:
-        await store.migrate()
-        city = City(store, market, solver)
-        async with running(city.follower.run(), city.announcer.run()):
-            await city.follower.ready()
-            yield city
-            await city.desk.close()
-    finally:
-        await solver.close()
-        await store.close()
-
-
-async def test_waiting_rides_are_matched_together_and_everybody_hears_of_it(database_url: str) -> None:
-    async with city_of(database_url) as city:
+async def test_waiting_rides_are_matched_together_and_everybody_hears_of_it(
+    database_url: str, solver: SolverChild
+) -> None:
+    async with city_of(database_url, solver) as city:
         await city.driver("anna", north(-1500))
         await city.driver("ben", north(500))
         told: list[Ride] = []
@@ -176,15 +63,15 @@ async def test_waiting_rides_are_matched_together_and_everybody_hears_of_it(data
         assert (event.type, event.version, event.driver_id) == ("assigned", 2, "anna")
         assert told[0].ride_id == second
         assert rides[0].trip is not None
-        assert rides[0].trip.decision["certified"] is True
+        assert rides[0].trip.decision["batch"]["certified"] is True
         assert sum(report.matched for report in city.reports) == 2
         audit = await city.store.audit()
         assert audit.holds
         assert await city.store.unannounced(NYC, older_than_ms=0, limit=10) == []
 
 
-async def test_a_driver_that_cancelled_is_not_given_the_same_ride_again(database_url: str) -> None:
-    async with city_of(database_url) as city:
+async def test_a_driver_that_cancelled_is_not_given_the_same_ride_again(database_url: str, solver: SolverChild) -> None:
+    async with city_of(database_url, solver) as city:
         await city.driver("near", north(100))
         ride_id = await city.request()
         async with running(city.dispatcher().run()):
@@ -197,11 +84,11 @@ async def test_a_driver_that_cancelled_is_not_given_the_same_ride_again(database
             ride = await city.reaches(ride_id, RideState.ASSIGNED)
         assert ride.trip is not None
         assert ride.trip.driver_id == "far"
-        assert ride.trip.decision["refused"] == 1
+        assert [each["driver_id"] for each in ride.trip.decision["alternatives"]] == []  # nobody else may serve it
 
 
-async def test_an_engaged_driver_is_matched_again_after_its_trip(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_an_engaged_driver_is_matched_again_after_its_trip(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         await city.driver("anna")
         first, second = await city.request(), await city.request(north(50))
         async with running(city.dispatcher().run()):
@@ -217,8 +104,8 @@ async def test_an_engaged_driver_is_matched_again_after_its_trip(sqlite_url: str
         assert (await city.store.audit()).holds
 
 
-async def test_a_ride_past_its_deadline_expires_and_says_so(database_url: str) -> None:
-    async with city_of(database_url) as city:
+async def test_a_ride_past_its_deadline_expires_and_says_so(database_url: str, solver: SolverChild) -> None:
+    async with city_of(database_url, solver) as city:
         ride_id = await city.request(deadline_ms=200)
         with city.announcer.ride_listener(ride_id, 1) as events:
             async with running(city.dispatcher().run()):
@@ -227,8 +114,8 @@ async def test_a_ride_past_its_deadline_expires_and_says_so(database_url: str) -
         assert heard == ["expired"]
 
 
-async def test_a_stale_driver_is_never_matched(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_a_stale_driver_is_never_matched(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         await city.driver("silent", age_ms=31_000)
         ride_id = await city.request()
         async with running(city.dispatcher().run()):
@@ -238,8 +125,8 @@ async def test_a_stale_driver_is_never_matched(sqlite_url: str) -> None:
             await city.reaches(ride_id, RideState.ASSIGNED)
 
 
-async def test_nothing_is_matched_while_the_positions_are_not_live(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_nothing_is_matched_while_the_positions_are_not_live(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         await city.driver("anna")
         ride_id, doomed = await city.request(), await city.request(deadline_ms=200)
         city.follower.fault = "the feed is down"
@@ -254,8 +141,8 @@ async def test_nothing_is_matched_while_the_positions_are_not_live(sqlite_url: s
             assert dispatcher.stats.positions_live
 
 
-async def test_one_matcher_leads_and_its_successor_starts_when_it_stops(database_url: str) -> None:
-    async with city_of(database_url) as city:
+async def test_one_matcher_leads_and_its_successor_starts_when_it_stops(database_url: str, solver: SolverChild) -> None:
+    async with city_of(database_url, solver) as city:
         await city.driver("anna")
         first, second = city.dispatcher("m1", lease_s=60.0), city.dispatcher("m2", lease_s=3.0)
         async with running(first.run()) as (task,):
@@ -268,8 +155,8 @@ async def test_one_matcher_leads_and_its_successor_starts_when_it_stops(database
                 await until(lambda: second.stats.leading, "the second leads, long before the lease runs out")
 
 
-async def test_a_lease_taken_away_sends_the_matcher_back_to_acquiring(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_a_lease_taken_away_sends_the_matcher_back_to_acquiring(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         dispatcher = city.dispatcher("m1", lease_s=1.0)
         async with running(dispatcher.run()):
             await until(lambda: dispatcher.stats.leading, "leads")
@@ -280,8 +167,8 @@ async def test_a_lease_taken_away_sends_the_matcher_back_to_acquiring(sqlite_url
             await city.reaches(await city.request(), RideState.ASSIGNED)
 
 
-async def test_a_solver_killed_at_any_time_costs_no_ride(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_a_solver_killed_at_any_time_costs_no_ride(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         async with running(city.dispatcher().run()):
             for number in range(3):
                 await city.driver(f"d{number}", north(10.0 * number))
@@ -292,8 +179,8 @@ async def test_a_solver_killed_at_any_time_costs_no_ride(sqlite_url: str) -> Non
         assert (await city.store.audit()).holds
 
 
-async def test_a_market_without_window_decides_on_arrival(sqlite_url: str) -> None:
-    async with city_of(sqlite_url, window_s=0.0) as city:
+async def test_a_market_without_window_decides_on_arrival(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver, window_s=0.0) as city:
         for number in range(5):
             await city.driver(f"d{number}", north(10.0 * number))
         async with running(city.dispatcher().run()):
@@ -302,34 +189,12 @@ async def test_a_market_without_window_decides_on_arrival(sqlite_url: str) -> No
         assert len(city.reports) >= 5
 
 
-class Gated:
-    """A store whose commits wait for a gate, and which breaks once when told to."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.gate = asyncio.Event()
-        self.committing = asyncio.Event()
-        self.breaks = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def commit_plan(
-        self, market: MarketId, token: int, pairings: Sequence[Pairing], *, offer_ttl_ms: int | None = None
-    ) -> Committed:
-        self.committing.set()
-        await self.gate.wait()
-        if self.breaks:
-            self.breaks -= 1
-            raise ZeroDivisionError("a defect")
-        return await self._store.commit_plan(market, token, pairings, offer_ttl_ms=offer_ttl_ms)
-
-
-async def test_a_stop_in_the_middle_of_a_commit_finishes_and_announces_it(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_a_stop_in_the_middle_of_a_commit_finishes_and_announces_it(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         await city.driver("anna")
         ride_id = await city.request()
-        store = Gated(city.store)
+        store = Watched(city.store)
+        store.gate.clear()
         async with running(city.dispatcher(store=store).run()) as (task,):
             await asyncio.wait_for(store.committing.wait(), WITHIN_S)
             task.cancel()
@@ -344,25 +209,25 @@ async def test_a_stop_in_the_middle_of_a_commit_finishes_and_announces_it(sqlite
 
 
 async def test_a_defect_in_one_window_does_not_end_the_market(
-    sqlite_url: str, caplog: pytest.LogCaptureFixture
+    sqlite_url: str, solver: SolverChild, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with city_of(sqlite_url) as city:
+    async with city_of(sqlite_url, solver) as city:
         await city.driver("anna")
         ride_id = await city.request()
-        store = Gated(city.store)
-        store.gate.set()
-        store.breaks = 1
+        store = Watched(city.store)
+        store.faults["commit_plan"] = [ZeroDivisionError("a defect")]
         async with running(city.dispatcher(store=store).run()):
             await city.reaches(ride_id, RideState.ASSIGNED)
         assert "a defect" in caplog.text
 
 
-async def test_a_pairing_that_lost_a_race_drops_out_alone(sqlite_url: str) -> None:
-    async with city_of(sqlite_url) as city:
+async def test_a_pairing_that_lost_a_race_drops_out_alone(sqlite_url: str, solver: SolverChild) -> None:
+    async with city_of(sqlite_url, solver) as city:
         for name in ("anna", "ben"):
             await city.driver(name, north(10))
         gone, stays = await city.request(), await city.request()
-        store = Gated(city.store)
+        store = Watched(city.store)
+        store.gate.clear()
         async with running(city.dispatcher(store=store).run()):
             await asyncio.wait_for(store.committing.wait(), WITHIN_S)
             assert isinstance(await city.desk.cancel(gone, client_id=ClientId("c"), reason="changed mind"), Done)
@@ -375,9 +240,11 @@ async def test_a_pairing_that_lost_a_race_drops_out_alone(sqlite_url: str) -> No
 
 
 @pytest.mark.chaos
-async def test_the_matcher_outlives_a_database_that_is_killed_and_comes_back(maria_server: MariaServer) -> None:
+async def test_the_matcher_outlives_a_database_that_is_killed_and_comes_back(
+    maria_server: MariaServer, solver: SolverChild
+) -> None:
     with fresh_database(maria_server.url) as url:
-        async with city_of(url) as city:
+        async with city_of(url, solver) as city:
             for name in ("anna", "ben"):
                 await city.driver(name, north(10))
             dispatcher = city.dispatcher()

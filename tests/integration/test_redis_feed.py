@@ -33,7 +33,7 @@ class Watched(Bench):
 
     @property
     def prefix(self) -> str:
-        return f"hexhail:{{{self.market}}}:v1r{RESOLUTION}:"
+        return f"hexhail:{{{self.market}}}:v2r{RESOLUTION}:"
 
 
 @contextlib.asynccontextmanager
@@ -399,7 +399,7 @@ class TestWhatRedisHolds:
         """publish_positions.lua cuts records by these offsets."""
         fields = RECORD.fields
         assert fields is not None
-        assert RECORD.itemsize == 74
+        assert RECORD.itemsize == 78
         assert [fields[name][1] for name in ("fix_ms", "cell", "epoch", "instance", "seq")] == [0, 8, 32, 40, 48]
 
     async def test_a_market_that_cannot_be_a_hash_tag_is_refused(self, redis_server: RedisServer) -> None:

@@ -17,6 +17,7 @@ import pytest
 from geo.model import DriverId
 from matcher.database import Database
 from matcher.errors import LeaseLost, StoreUnavailable
+from matcher.ids import new_ride_id
 from matcher.model import ClientId, Move, RideState
 from matcher.outcomes import Committed, Done, LostPairing, Requested, RequestOutcome
 from matcher.sessions import Session, rows_of
@@ -301,6 +302,16 @@ class TestUnheardCommits:
         assert [(hint.ride_id, hint.version) for hint in committed.hints] == [(r.ride_id, 2) for r in rides[:2]]
         assert [lost.pairing for lost in committed.lost] == [plan[2]]
         assert (await by_proxy.store.audit()).holds
+
+    @pytest.mark.parametrize("how", [OnCommit.CUT_AFTER, OnCommit.CUT_BEFORE])
+    async def test_a_batch_is_recorded_once(self, by_proxy: StoreCase, proxy: MySqlProxy, how: OnCommit) -> None:
+        token, ride_id = await by_proxy.lease(), new_ride_id()
+        keep = {"summary": {"rides": 1}, "input": b"input", "waits": [(ride_id, "outbid", {})]}
+        proxy.fault(how)
+        await by_proxy.store.record_batch(MARKET, token, "b_1", **keep)  # type: ignore[arg-type]
+        assert proxy.faulted == 1
+        assert [each.summary for each in await by_proxy.store.batches(MARKET, before=None, limit=9)] == [{"rides": 1}]
+        assert await by_proxy.store.ride_wait(ride_id) is not None
 
     async def test_when_it_cannot_be_settled_the_answer_says_so(self, by_proxy: StoreCase, proxy: MySqlProxy) -> None:
         proxy.fault(OnCommit.CUT_AFTER, times=100)

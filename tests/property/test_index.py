@@ -20,6 +20,8 @@ STALE_MS = 30_000
 NOW_MS = 1_000_000
 CLASSES = ("standard", "xl")
 PENTAGONS = tuple(h3.cell_to_latlng(cell) for cell in h3.get_pentagons(8))
+#: Masks of few bits, the last of a record's 32 among them.
+TAGS = st.sampled_from([0, 0, 1, 2, 3, 2**31, 2**31 + 1])
 CORNERS = ((90.0, 0.0), (-90.0, 12.0), (0.0, 180.0), (0.0, -180.0), (65.0, 179.999), (0.0, 0.0), (40.75, -73.98))
 Placed = tuple[float, float]
 
@@ -50,9 +52,11 @@ def batch_of(held: dict[str, tuple[tuple[int, int, int], np.void]]) -> PositionB
     return PositionBatch([DriverId(name) for name in held], records)
 
 
-def record(place: Placed, resolution: int, stamp: tuple[int, int, int], age_ms: int, seats: int, kind: int) -> np.void:
+def record(
+    place: Placed, resolution: int, stamp: tuple[int, int, int], age_ms: int, seats: int, kind: int, tags: int
+) -> np.void:
     row = (NOW_MS - age_ms, cell_of(*place, resolution), *place, *map(float, stamp), 65535, 65535)
-    made = np.array([(*row, seats, kind % 2, CLASSES[kind // 2].encode())], dtype=RECORD)
+    made = np.array([(*row, seats, kind % 2, CLASSES[kind // 2].encode(), tags)], dtype=RECORD)
     return made[0]  # type: ignore[no-any-return]
 
 
@@ -63,6 +67,7 @@ def brute(
     records = held.records
     away_m = distance_m(point.lat, point.lon, records["lat"], records["lon"])
     fits = (now_ms - records["fix_ms"] <= STALE_MS) & (records["seats"] >= where.seats_min) & (away_m <= limit_m)
+    fits &= records["tags"] & where.tags == where.tags
     if where.available_only:
         fits &= records["flags"] == 1
     if where.vehicle_classes is not None:
@@ -93,6 +98,7 @@ def wheres(draw: st.DrawFn, names: list[str]) -> Where:
         vehicle_classes=draw(st.none() | st.frozensets(st.sampled_from(CLASSES))),
         seats_min=draw(st.integers(0, 3)),
         available_only=draw(st.booleans()),
+        tags=draw(TAGS),
         exclude=frozenset(map(DriverId, draw(st.sets(st.sampled_from(names))))) if names else frozenset(),
     )
 
@@ -110,7 +116,7 @@ QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthC
 def test_nearest_and_candidates_equal_brute_force_anywhere(data: st.DataObject) -> None:
     where_drivers_are = data.draw(places())
     resolution = data.draw(st.sampled_from([0, 3, 8, 8, 9, 15]))
-    kinds = st.tuples(st.integers(0, 40_000), st.integers(0, 3), st.integers(0, 3))
+    kinds = st.tuples(st.integers(0, 40_000), st.integers(0, 3), st.integers(0, 3), TAGS)
     n = len(where_drivers_are)
     details = data.draw(st.lists(kinds, min_size=n, max_size=n))
     names = [f"d{position * 37 % 101:03d}" for position in range(n)]
@@ -125,6 +131,38 @@ def test_nearest_and_candidates_equal_brute_force_anywhere(data: st.DataObject) 
     points = data.draw(st.lists(st.sampled_from(choices), min_size=1, max_size=5))
     k = data.draw(st.sampled_from([0, 1, 3, 10, 80]))
     check(index, whole, [LatLng(*p) for p in points], k, data.draw(wheres(names)), data.draw(LIMITS))
+
+
+@QUICK
+@given(data=st.data())
+def test_supply_equals_brute_force(data: st.DataObject) -> None:
+    where_drivers_are = data.draw(places())
+    kinds = st.tuples(st.integers(0, 40_000), st.integers(0, 3), st.integers(0, 3), TAGS)
+    n = len(where_drivers_are)
+    details = data.draw(st.lists(kinds, min_size=n, max_size=n))
+    names = [f"d{position * 37 % 101:03d}" for position in range(n)]
+    rows = zip(names, where_drivers_are, details, strict=True)
+    held = batch_of({name: ((1, 1, 1), record(place, 8, (1, 1, 1), *detail)) for name, place, detail in rows})
+    index = DriverIndex(resolution=8, stale_after_ms=STALE_MS, capacity=1)
+    index.apply(held)
+    exclude = set(map(DriverId, data.draw(st.sets(st.sampled_from(names))))) if names else set()
+    now_ms = NOW_MS + data.draw(st.sampled_from([0, 0, 10_000, STALE_MS]))
+    by_id = {driver_id: held.records[place] for place, driver_id in enumerate(held.ids)}
+    wanted = {name: row for name, row in sorted(by_id.items()) if row["flags"] == 1 and name not in exclude}
+    is_fresh = {name: now_ms - float(row["fix_ms"]) <= STALE_MS for name, row in wanted.items()}
+    supply = index.supply(now_ms, exclude)
+    found = [supply.kinds[kind] for kind in supply.kind.tolist()]
+    expected = [row for name, row in wanted.items() if is_fresh[name]]
+    assert supply.driver_ids == [name for name in wanted if is_fresh[name]]
+    assert list(zip(supply.lat, supply.lon, strict=True)) == [(row["lat"], row["lon"]) for row in expected]
+    assert [(kind.vehicle_class, kind.seats, kind.tags) for kind in found] == [
+        (row["vehicle_class"].decode(), row["seats"], row["tags"]) for row in expected
+    ]
+    stale = [(row["lat"], row["lon"]) for name, row in wanted.items() if not is_fresh[name]]
+    assert sorted(zip(supply.stale_lat, supply.stale_lon, strict=True)) == sorted(stale)
+    limit_m, (lat, lon) = data.draw(LIMITS), data.draw(st.sampled_from([*CORNERS, *where_drivers_are]))
+    within = sum(float(distance_m(lat, lon, *place)) <= limit_m for place in stale)
+    assert supply.stale_within(lat, lon, limit_m) == within
 
 
 @settings(max_examples=20, deadline=None)
@@ -187,11 +225,13 @@ def test_updates_and_removals_in_any_order_leave_what_a_dictionary_holds(data: s
     """P6: newest stamp wins, a driver stands in one place, slots and runs are used again without a trace."""
     spots = [*data.draw(places()), (40.75, -73.98), (40.751, -73.99)]
     index, model = DriverIndex(resolution=8, stale_after_ms=STALE_MS, capacity=1), Model()
-    fixes = st.tuples(NAMES, STAMPS, st.sampled_from(spots), st.integers(0, 40_000))
+    fixes = st.tuples(NAMES, STAMPS, st.sampled_from(spots), st.integers(0, 40_000), TAGS)
     removals = st.builds(lambda name, stamp: Removal(DriverId(name), Stamp(*stamp)), NAMES, STAMPS)
     for _ in range(data.draw(st.integers(1, 8))):
         changes = data.draw(st.lists(fixes, max_size=30, unique_by=lambda change: change[0]))
-        made = [(name, stamp, record(spot, 8, stamp, age_ms, 4, 1)) for name, stamp, spot, age_ms in changes]
+        made = [
+            (name, stamp, record(spot, 8, stamp, age_ms, 4, 1, tags)) for name, stamp, spot, age_ms, tags in changes
+        ]
         gone = data.draw(st.lists(removals, max_size=15))
         batch = batch_of({name: (stamp, row) for name, stamp, row in made})
         batch.removals = gone
@@ -205,7 +245,7 @@ def test_updates_and_removals_in_any_order_leave_what_a_dictionary_holds(data: s
         assert len(index) == len(model.held)
         whole = batch_of(model.held)
         points = [LatLng(*spot) for spot in data.draw(st.lists(st.sampled_from(spots), min_size=1, max_size=3))]
-        check(index, whole, points, data.draw(st.sampled_from([1, 5, 50])), Where(), math.inf)
+        check(index, whole, points, data.draw(st.sampled_from([1, 5, 50])), Where(tags=data.draw(TAGS)), math.inf)
     for name, (stamp, _) in model.held.items():
         fix = index.held(DriverId(name))
         assert fix is not None

@@ -40,9 +40,9 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiomysql": frozenset({"matcher"}),
     "pymysql": frozenset({"matcher"}),
     "redis": frozenset({"geo", "matcher"}),
-    "scipy": frozenset({"geo.roads", "matcher.assignment", "benchmarks"}),
-    "rich": frozenset({"benchmarks"}),
     "numba": frozenset({"matcher.reach", "matcher.augment", "matcher.greedy"}),
+    "scipy": frozenset({"geo.roads", "benchmarks"}),
+    "rich": frozenset({"benchmarks"}),
 }
 #: Modules that are plain nouns or decisions: the standard library and their own kind only.
 STDLIB_ONLY = ("geo.model", "matcher.model", "matcher.errors", "matcher.ids")
@@ -57,21 +57,34 @@ PURE = (
     "geo.roads",
     "geo.legs",
     "geo.breaker",
+    "geo.supply",
     "matcher.policy",
-    "matcher.assignment",
     "matcher.problem",
+    "matcher.graph",
     "matcher.reach",
     "matcher.augment",
     "matcher.greedy",
     "matcher.optimum",
+    "matcher.assignment",
     "matcher.batch",
+    "matcher.plan",
+    "matcher.plain",
+    "matcher.packing",
+    "matcher.recording",
+    "matcher.idleness",
+    "matcher.explicit",
+    "matcher.certificate",
+    "matcher.replay",
 )
+#: What a service process loads. The compiler and sparse graphs, large and slow to load, are the solver's child's.
+LIGHT = ("api.service", "api.launch", "matcher.dispatcher", "matcher.solver")
+HEAVY_LIBRARIES = frozenset({"numba", "llvmlite", "scipy"})
 IMPURE_MODULES = frozenset({"asyncio", "time", "socket", "threading", "aiohttp", "redis", "sqlalchemy", "random"})
 #: matcher.ids makes ids from the time and from randomness: that is its one purpose.
 PURE_EXEMPT: Mapping[str, frozenset[str]] = {"matcher.ids": frozenset({"time", "random"})}
 
 #: Where a person reads standard output: the command line and the measuring commands.
-MAY_PRINT = ("api.cli", "api.launch", "benchmarks")
+MAY_PRINT = ("api.cli", "api.launch", "api.batch_command", "benchmarks")
 
 #: Modules outside config that touch the environment, each with its reason.
 READS_ENVIRONMENT: Mapping[str, str] = {"matcher.solver": "hands its own environment on to the child it starts"}
@@ -192,6 +205,26 @@ def test_a_library_stays_in_its_room(library: str) -> None:
         if name.partition(".")[0] == library and not _within(module.name, ONLY_IN[library])
     ]
     assert not wrong
+
+
+def _loaded_with(name: str) -> set[str]:
+    """All that is imported when this module is, ours and others'."""
+    seen: set[str] = set()
+    ahead = [name]
+    while ahead:
+        module = modules().get(ahead.pop())
+        new = set() if module is None else set(imports(module, at_start=True)) - seen
+        seen |= new
+        ahead += new
+    return seen
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_service_process_leaves_the_compiler_to_the_solvers_child(name: str) -> None:
+    loaded = _loaded_with(name)
+    assert "matcher.problem" in loaded
+    assert not {target for target in loaded if target.partition(".")[0] in HEAVY_LIBRARIES}
+    assert {"numba", "scipy.spatial"} <= _loaded_with("matcher.solver_child")
 
 
 @pytest.mark.parametrize("name", STDLIB_ONLY)

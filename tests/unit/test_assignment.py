@@ -8,15 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from matcher.assignment import (
-    UNMATCHED,
-    BadGraph,
-    CandidateGraph,
-    NoCertificate,
-    greedy,
-    solve,
-    verify,
-)
+from matcher.assignment import solve
+from matcher.graph import BadGraph, CandidateGraph, NoCertificate, verify
+from matcher.problem import UNMATCHED
 
 
 def graph_of(
@@ -51,7 +45,7 @@ def test_a_zero_cost_is_a_pair_like_any_other() -> None:
 
 
 def test_negative_costs_are_allowed() -> None:
-    graph = graph_of([(0, 0, -3.0), (0, 1, -4.0)], [-1.0])
+    graph = graph_of([(0, 0, -3.0), (0, 1, -4.0)], [1.0])
     assignment = solve(graph)
     assert (assignment.driver_of.tolist(), assignment.cost) == ([1], -4.0)
     verify(graph, assignment)
@@ -76,7 +70,6 @@ def test_no_candidates_and_no_rides_are_no_special_cases() -> None:
     verify(nobody, assignment)
     empty = graph_of([], [], n_drivers=3)
     verify(empty, solve(empty))
-    verify(empty, greedy(empty))
 
 
 def test_the_order_of_pairs_does_not_change_the_plan() -> None:
@@ -119,11 +112,21 @@ def test_columns_of_different_length_are_refused() -> None:
         solve(dataclasses.replace(graph, unmatched=graph.unmatched[:1]))
 
 
-def test_greedy_is_feasible_and_its_bound_holds() -> None:
+def test_greedy_takes_the_cheapest_remaining_pair() -> None:
     graph = graph_of([(0, 0, 1.0), (0, 1, 2.0), (1, 0, 2.0), (1, 1, 100.0)], [1000.0, 1000.0])
-    quick = greedy(graph)
-    assert (quick.driver_of.tolist(), quick.cost) == ([0, 1], 101.0)
-    assert quick.lower_bound <= solve(graph).cost
+    both = solve(graph)
+    assert (both.greedy_of.tolist(), both.greedy_cost) == ([0, 1], 101.0)
+    assert (both.driver_of.tolist(), both.cost) == ([1, 0], 4.0)
+
+
+def test_a_negative_price_of_leaving_a_ride_is_refused_naming_it() -> None:
+    with pytest.raises(BadGraph, match="ride 1 unmatched"):
+        solve(graph_of([(0, 0, 1.0)], [5.0, -1.0]))
+
+
+def test_components_are_counted() -> None:
+    graph = graph_of([(0, 0, 1.0), (1, 0, 2.0), (2, 2, 3.0)], [9.0, 9.0, 9.0, 9.0], n_drivers=4)
+    assert solve(graph).numbers["components"] == 2
 
 
 def test_the_certificate_refuses_what_is_not_optimal() -> None:

@@ -17,6 +17,7 @@ from api.codec import (
     check_metadata,
     query_float,
     query_int,
+    query_names,
     speaks_msgpack,
     wants_msgpack,
 )
@@ -58,6 +59,9 @@ def test_the_same_ride_is_read_from_json_and_msgpack() -> None:
         (RIDE | {"seats": 1000}, "/seats"),
         (RIDE | {"seats": 2**62}, "/seats"),
         (RIDE | {"seats": 1.5}, "/seats"),
+        (RIDE | {"tags": "pets"}, "/tags"),
+        (RIDE | {"tags": ["pets", 3]}, "/tags/1"),
+        (RIDE | {"tags": ["pets"] * 17}, "/tags"),
         (RIDE | {"seats": True}, "/seats"),
         (RIDE | {"seats": None}, "/seats"),
         (RIDE | {"class": "Very Fancy"}, "/class"),
@@ -121,6 +125,14 @@ def test_one_meaning_has_one_hash_in_json_and_msgpack_and_any_order_of_keys() ->
 
 def test_a_default_counts_as_if_it_were_sent() -> None:
     assert body_hash(decode(RIDE)) == body_hash(decode(RIDE | {"seats": 1, "class": "standard", "dropoff": None}))
+
+
+def test_a_field_of_a_later_version_leaves_the_hash_of_a_body_without_it_as_it_was() -> None:
+    """P3: a retry that reaches a process of another version is still the same request."""
+    before = "ee2e9cefbf230a4ca0a00b6152a08c62a369f4fe575ca7aacf1b064c2c4405f4"
+    assert body_hash(decode(RIDE), younger=("tags",)).hex() == before
+    assert body_hash(decode(RIDE | {"tags": []}), younger=("tags",)).hex() == before
+    assert body_hash(decode(RIDE | {"tags": ["pets"]}), younger=("tags",)).hex() != before
 
 
 @pytest.mark.parametrize(
@@ -214,6 +226,14 @@ def test_a_query_number_out_of_range_is_refused(text: str) -> None:
     with pytest.raises(Problem) as caught:
         query_float(request, "lat", least=-90, most=90)
     assert caught.value.errors[0].pointer == "?lat"
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [("", []), ("?tags=a", ["a"]), ("?tags=a,b", ["a", "b"]), ("?tags=a&tags=b,c", ["a", "b", "c"]), ("?tags=", [""])],
+)
+def test_names_in_a_query_are_separated_by_commas_or_repeated(query: str, names: list[str]) -> None:
+    assert query_names(make_mocked_request("GET", "/").clone(rel_url=f"/{query}"), "tags") == names
 
 
 @pytest.mark.parametrize(

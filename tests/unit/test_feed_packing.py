@@ -17,6 +17,7 @@ NOW = 1_700_000_000_000
 
 def test_every_field_survives() -> None:
     one = replace(fix("d", 7, epoch=2, instance=NOW, age_ms=250), heading_deg=90.5, speed_mps=13.37, available=False)
+    one = replace(one, tags=2**32 - 1)
     batch = pack([one, fix("e")], RESOLUTION, NOW)
     assert batch.ids == ["d", "e"]
     record = batch.records[0]
@@ -26,6 +27,7 @@ def test_every_field_survives() -> None:
     assert (record["epoch"], record["instance"], record["seq"]) == (2, NOW, 7)
     assert (record["heading"], record["speed"], record["seats"], record["flags"]) == (9050, 1337, 4, 0)
     assert record["vehicle_class"] == b"standard"
+    assert batch.records["tags"].tolist() == [2**32 - 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,15 @@ def test_a_speed_beyond_the_field_is_the_fastest_known(speed: float | None, pack
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seats": 256}, {"seats": -1}, {"speed_mps": -1.0}, {"vehicle_class": "1234567890abc"}]
+    "wrong",
+    [
+        {"seats": 256},
+        {"seats": -1},
+        {"speed_mps": -1.0},
+        {"vehicle_class": "1234567890abc"},
+        {"tags": 2**32},
+        {"tags": -1},
+    ],
 )
 def test_what_a_record_cannot_hold_is_refused_by_the_driver_s_name(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="d-1"):

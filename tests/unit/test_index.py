@@ -13,12 +13,15 @@ from geo.distance import distance_m
 from geo.index import DriverIndex
 from geo.model import DriverId, Fix, LatLng, Removal, Stamp, Where
 from geo.records import RECORD, PositionBatch
+from geo.supply import Kind
+from geo.table import DriverTable
 
 RESOLUTION = 8
 STALE_MS = 30_000
 NOW_MS = 1_000_000
 HERE = LatLng(40.75, -73.98)
 ANYONE = Where(seats_min=0, available_only=False)
+TOP_TAG = 1 << 31
 
 
 def fix(
@@ -32,7 +35,7 @@ def row(each: Fix, now_ms: int) -> tuple[object, ...]:
     heading = 65535 if each.heading_deg is None else round(each.heading_deg * 100)
     speed = 65535 if each.speed_mps is None else round(each.speed_mps * 100)
     where = (now_ms - each.age_ms, cell_of(each.lat, each.lon, RESOLUTION), each.lat, each.lon)
-    what = (heading, speed, each.seats, each.available, each.vehicle_class.encode())
+    what = (heading, speed, each.seats, each.available, each.vehicle_class.encode(), each.tags)
     return (*where, each.epoch, each.instance, each.seq, *what)
 
 
@@ -189,10 +192,10 @@ class TestWhere:
     @pytest.fixture
     def index(self) -> DriverIndex:
         return index_of(
-            fix("van", 40.751, vehicle_class="xl", seats=8),
-            fix("break", 40.752, available=False),
-            fix("small", 40.753, seats=2),
-            fix("sedan", 40.754),
+            fix("van", 40.751, vehicle_class="xl", seats=8, tags=0b101),
+            fix("break", 40.752, available=False, tags=0b001),
+            fix("small", 40.753, seats=2, tags=TOP_TAG),
+            fix("sedan", 40.754, tags=0b111),
         )
 
     @pytest.mark.parametrize(
@@ -206,6 +209,13 @@ class TestWhere:
             (Where(vehicle_classes=frozenset({"standard", "xl", "absent"}), seats_min=8), ["van"]),
             (Where(vehicle_classes=frozenset()), []),
             (Where(exclude=frozenset({DriverId("van"), DriverId("unknown")})), ["small", "sedan"]),
+            (Where(tags=0b001), ["van", "sedan"]),
+            (Where(tags=0b101), ["van", "sedan"]),
+            (Where(tags=0b010), ["sedan"]),
+            (Where(tags=TOP_TAG), ["small"]),
+            (Where(tags=TOP_TAG | 0b001), []),
+            (Where(tags=1 << 32), []),
+            (Where(tags=0b001, vehicle_classes=frozenset({"standard"}), seats_min=4), ["sedan"]),
         ],
     )
     def test_conditions_apply_before_k(self, index: DriverIndex, where: Where, expected: list[str]) -> None:
@@ -220,6 +230,28 @@ class TestWhere:
         assert names(index, 10, Where(vehicle_classes=frozenset({"standard"}))) == ["van", "break", "small", "sedan"]
         assert names(index, 10, Where(vehicle_classes=frozenset({"xl"}))) == []
 
+    def test_new_tags_of_a_driver_count_at_once(self, index: DriverIndex) -> None:
+        assert names(index, 10, Where(tags=0b010)) == ["sedan"]
+        index.apply(batch(fix("small", 40.753, seq=2, seats=2, tags=0b010), fix("sedan", 40.754, seq=2)))
+        assert names(index, 10, Where(tags=0b010)) == ["small"]
+        assert names(index, 10, Where(tags=TOP_TAG)) == []
+        held = index.held(DriverId("small"))
+        assert held is not None
+        assert held.tags == 0b010
+
+    def test_drivers_that_change_again_and_again_fill_no_memory(self) -> None:
+        """P10: the number of a kind that nobody is of any more goes to the next new one."""
+        table = DriverTable(2)
+        first, other = table.enter([DriverId("first"), DriverId("other")]).tolist()
+        for turn in range(600):
+            slots = np.array([first, other], dtype=np.int32)
+            kinds = table.write(slots, batch(fix("first", tags=turn), fix("other", tags=turn // 100)).records)
+            assert table.suitable(Where(tags=turn))[kinds].tolist() == [True, turn == 0]
+        table.leave([DriverId("first"), DriverId("other")])
+        [again] = table.enter([DriverId("first")]).tolist()
+        table.write(np.array([again], dtype=np.int32), batch(fix("first", tags=7)).records)
+        assert len(table.suitable(ANYONE)) <= 4
+
     def test_many_excluded_neighbours_do_not_hide_the_next(self) -> None:
         index = index_of(*(fix(f"d{n:04d}", 40.75 + n * 1e-6) for n in range(2000)))
         where = Where(exclude=frozenset(DriverId(f"d{n:04d}") for n in range(1990)))
@@ -232,6 +264,55 @@ class TestWhere:
         assert names(index, 5, ANYONE) == ["bare", "d"]
         assert names(index, 5) == ["bare", "d"]
         assert names(index, 5, Where()) == ["d"]
+
+
+class TestSupply:
+    def test_everyone_fresh_and_available_is_there_by_id(self) -> None:
+        index = index_of(
+            fix("d", 40.76), fix("break", available=False), fix("a", lon=-73.97), fix("old", age_ms=STALE_MS + 1)
+        )
+        supply = index.supply(NOW_MS)
+        assert supply.driver_ids == ["a", "d"]
+        assert (supply.lat.tolist(), supply.lon.tolist()) == ([40.75, 40.76], [-73.97, -73.98])
+        assert index.supply(NOW_MS + STALE_MS + 1).driver_ids == []
+
+    def test_the_excluded_are_neither_there_nor_counted_as_stale(self) -> None:
+        index = index_of(fix("a"), fix("b"), fix("old", age_ms=STALE_MS + 1), fix("c", age_ms=STALE_MS + 1))
+        supply = index.supply(NOW_MS, [DriverId("b"), DriverId("c"), DriverId("unknown")])
+        assert supply.driver_ids == ["a"]
+        assert supply.stale_within(HERE.lat, HERE.lon, 1.0) == 1
+
+    def test_the_stale_are_counted_within_a_distance_of_any_kind_but_not_on_a_break(self) -> None:
+        old = STALE_MS + 1
+        index = index_of(
+            fix("here", age_ms=old, seats=1),
+            fix("near", 40.76, age_ms=old, vehicle_class="xl"),
+            fix("break", age_ms=old, available=False),
+            fix("fresh"),
+        )
+        away_m = float(distance_m(HERE.lat, HERE.lon, 40.76, HERE.lon))
+        counts = [index.supply(NOW_MS).stale_within(HERE.lat, HERE.lon, reach_m) for reach_m in (0.0, away_m)]
+        assert counts == [1, 2]
+
+    def test_a_driver_is_of_the_kind_that_it_is_now(self) -> None:
+        index = index_of(fix("a", vehicle_class="xl", seats=6, tags=5), fix("b"))
+        index.apply(batch(fix("b", seq=2, seats=2, tags=TOP_TAG)))
+        supply = index.supply(NOW_MS)
+        kinds = [supply.kinds[kind] for kind in supply.kind.tolist()]
+        assert kinds == [Kind("xl", 6, 5), Kind("standard", 2, TOP_TAG)]
+
+    def test_what_was_handed_out_does_not_change_with_the_index(self) -> None:
+        """A batch is decided over one moment, while positions go on arriving."""
+        index = index_of(fix("a"), fix("old", age_ms=STALE_MS + 1))
+        supply = index.supply(NOW_MS)
+        index.apply(batch(fix("a", 41.0, seq=2, seats=1), fix("old", 41.0, seq=2)))
+        assert (supply.driver_ids, supply.lat.tolist(), supply.stale_lat.tolist()) == (["a"], [40.75], [40.75])
+        assert supply.kinds[int(supply.kind[0])] == Kind("standard", 4, 0)
+
+    def test_nobody_is_a_supply_as_well(self) -> None:
+        supply = index_of().supply(NOW_MS, [DriverId("a")])
+        assert (supply.driver_ids, supply.kind.tolist()) == ([], [])
+        assert supply.stale_within(HERE.lat, HERE.lon, 1e9) == 0
 
 
 class TestOrder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from geo.area import Circle
 from geo.model import LatLng, MarketId
-from matcher.policy import Market, on_grid
+from matcher.policy import Market
+from matcher.problem import on_grid
 
 NYC = MarketId("nyc")
 
@@ -59,6 +61,42 @@ def test_costs_keep_the_order_of_distances() -> None:
 
 def test_a_class_is_served_by_its_own_drivers() -> None:
     assert market_with().classes_for("van") == {"van"}
+    assert market_with().extra_s("van", "van") == 0.0
+    assert market_with().extra_s("van", "standard") == math.inf
+
+
+def test_a_better_class_serves_a_lesser_ride_at_its_price_on_the_grid() -> None:
+    market = market_with(downgrade_s={"xl": {"standard": 120.0001}, "lux": {"standard": 300.0, "xl": 0.0}})
+    assert market.classes_for("standard") == {"standard", "xl", "lux"}
+    assert (market.extra_s("standard", "xl"), market.extra_s("standard", "lux")) == (120.0, 300.0)
+    assert market.extra_s("xl", "lux") == 0.0
+    assert market.extra_s("xl", "standard") == math.inf
+    assert market.extra_s("lux", "xl") == math.inf
+
+
+def test_the_bonus_of_an_idle_driver_grows_up_to_its_limit() -> None:
+    market = market_with(idle_bonus=0.1, idle_bonus_s_max=30.0)
+    assert market.idle_s(np.array([-5.0, 0.0, 100.0, 300.0, 9000.0])).tolist() == [0.0, 0.0, 10.0, 30.0, 30.0]
+    assert market_with().idle_s(9000.0) == 0.0
+
+
+def test_the_risk_of_a_refusal_is_the_share_of_its_price() -> None:
+    assert market_with(refusal_s=200.0).refusal_risk_s(np.array([0.0, 0.25, 1.0])).tolist() == [0.0, 50.0, 200.0]
+    assert market_with().refusal_risk_s(1.0) == 0.0
+
+
+def test_bonus_and_risk_are_on_the_grid_of_costs() -> None:
+    market, shares = market_with(idle_bonus=1 / 3, refusal_s=100.0), np.random.default_rng(3).random(50)
+    for seconds in (market.idle_s(shares * 100.0), market.refusal_risk_s(shares), market.unmatched_s(shares * 100.0)):
+        assert on_grid(seconds).tolist() == seconds.tolist()
+
+
+def test_road_times_are_bounded_by_the_top_speed_and_straight_lines_by_the_pace() -> None:
+    fields: dict[str, Any] = {"speed_mps": 10.0, "detour_factor": 1.25, "top_speed_mps": 40.0, "max_pickup_s": 100.0}
+    straight, by_road = market_with(**fields), market_with(has_ways=True, **fields)
+    assert (straight.s_per_m, by_road.s_per_m) == (0.125, 0.025)
+    assert (straight.reach_m, by_road.reach_m) == (800.0, 4000.0)
+    assert by_road.pickup_s(800.0) == 100.0  # what a straight line is expected to take stays what it was
 
 
 @pytest.mark.parametrize(
@@ -77,8 +115,17 @@ def test_a_class_is_served_by_its_own_drivers() -> None:
         ("solve_s_max", 0.0),
         ("rides_per_batch_max", 0),
         ("classes", ()),
+        ("idle_bonus", -0.1),
+        ("idle_bonus_s_max", -1.0),
+        ("idle_bonus_s_max", float("inf")),
+        ("refusal_s", float("nan")),
+        ("top_speed_mps", 0.0),
+        ("window_s_max", 1.9),
+        ("downgrade_s.xl.standard", {"xl": {"standard": -1.0}}),
+        ("downgrade_s.xl.standard", {"xl": {"standard": float("nan")}}),
+        ("downgrade_s.lux.xl", {"xl": {}, "lux": {"standard": 1.0, "xl": float("inf")}}),
     ],
 )
 def test_what_makes_no_sense_is_refused_naming_the_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"market nyc: {field}"):
-        market_with(**{field: value})
+        market_with(**{field.partition(".")[0]: value})

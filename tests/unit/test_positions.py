@@ -67,6 +67,7 @@ def track(name: str = "d", *, epoch: int = 1, acks: list[int] | None = None) -> 
         seats=4,
         area=Everywhere(),
         max_speed_mps=70.0,
+        tags=5,
         on_published=published,
     )
 
@@ -105,6 +106,14 @@ def test_null_island_and_places_outside_the_market_are_refused_and_change_nothin
     assert one.take(item(2, 0.0, 0.0), 1.0) is Verdict.NULL_ISLAND
     assert one.take(item(3, 85.0, 0.0), 1.0) is Verdict.OUTSIDE
     assert one.to_fix(1.0).lat == 40.7
+
+
+def test_a_fix_says_what_the_vehicle_offers_now() -> None:
+    one = track()
+    one.take(item(1), 0.0)
+    assert one.to_fix(0.0).tags == 5
+    one.tags = 1
+    assert one.to_fix(0.0).tags == 1
 
 
 def test_a_jump_waits_until_a_second_fix_confirms_it() -> None:

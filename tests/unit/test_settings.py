@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from config.settings import ConfigError, Settings, load_settings, without_passwo
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "example.toml"
 SQUARE = {"type": "Polygon", "coordinates": [[[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]]}
+AREA: dict[str, Any] = {"id": "x", "geojson": SQUARE}
 SECRET = "correct horse battery staple, and 32 bytes"
 BOTH = {"HEXHAIL_REDIS_URL": "redis://h/0", "HEXHAIL_DATABASE_URL": "mysql://u:p@h/d"}
 
@@ -173,6 +175,33 @@ def test_markets_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPat
     assert _faults() == ["HEXHAIL_MARKETS: is not JSON: a list of markets was expected"]
 
 
+def test_tags_are_separated_by_commas_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEXHAIL_TAGS", "wheelchair, ev,4x4")
+    assert load_settings().tags == ("wheelchair", "ev", "4x4")
+    monkeypatch.setenv("HEXHAIL_TAGS", "wheelchair,Big Boot")
+    (fault,) = _faults()
+    assert fault.startswith("HEXHAIL_TAGS: tags[1]: ")
+    assert "'Big Boot'" in fault
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"tags": ["pets", "ev", "pets"]}, "tags: pets is named twice"),
+        ({"tags": [f"t{n}" for n in range(33)]}, "32"),
+        ({"tags": ["t" * 25]}, "tags[0]"),
+        ({"tags": [""]}, "tags[0]"),
+        ({"tags": ["-x"]}, "tags[0]"),
+        ({"tags": ["ev"], "markets": [AREA | {"tags": ["ev", "pets"]}]}, "market x: its tags pets are not among"),
+        ({"tags": [], "markets": [AREA | {"tags": ["ev"]}]}, "are not among the tags (none)"),
+        ({"markets": [AREA | {"tags": ["pets", "pets"]}]}, "twice"),
+    ],
+)
+def test_tags_that_make_no_sense_are_refused(overrides: dict[str, Any], words: str) -> None:
+    (fault,) = _faults(**overrides)
+    assert words in fault
+
+
 def test_two_markets_of_one_name_are_refused() -> None:
     circle = {"id": "x", "center_lat": 0, "center_lon": 0, "radius_m": 10}
     (fault,) = _faults(markets=[circle, circle])
@@ -185,6 +214,108 @@ def test_a_geojson_path_is_looked_up_beside_the_file(tmp_path: Path) -> None:
     path.write_text('[[markets]]\nid = "x"\ngeojson = "area.geojson"\n')
     (market,) = load_settings(path).markets
     assert market.geometry == {"type": "Feature", "geometry": SQUARE}
+
+
+def test_the_road_network_is_looked_up_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.toml"
+    area = "center_lat = 1\ncenter_lon = 1\nradius_m = 9\n"
+    path.write_text(f'[[markets]]\nid = "x"\n{area}travel = "roads"\ntravel_links = "l.csv"\n')
+    (fault,) = _faults(path)
+    assert fault.startswith(f"{path}: markets[0].travel_links: cannot read {tmp_path / 'l.csv'}: No such file")
+    (tmp_path / "l.csv").write_text("start_lat")
+    settings = load_settings(path)
+    assert settings.markets[0].travel_links == str(tmp_path / "l.csv")
+    assert settings.markets[0].has_ways
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+def test_a_market_that_says_everything_reaches_a_child_process_unchanged() -> None:
+    says = {
+        "classes": ["standard", "comfort", "premium"],
+        "downgrades": {"premium": {"standard": 120, "comfort": 60.5}, "comfort": {"standard": 0}},
+        "tags": ["pets", "wheelchair"],
+        "window_s": "adaptive",
+        "window_s_min": 0.5,
+        "window_s_max": 12,
+        "travel": "osrm",
+        "travel_url": "https://u:p@osrm.example:5000/v1",
+        "travel_timeout_s": 0.4,
+        "idle_bonus": 0.1,
+        "refusal_s": 90,
+        "top_speed_mps": 33,
+    }
+    sent = load_settings(overrides={"markets": [AREA | says], "token_secret": SECRET})
+    assert Settings.from_json(sent.to_json()) == sent
+    (market,) = sent.markets
+    assert market.downgrades["premium"] == {"standard": 120.0, "comfort": 60.5}
+    assert (market.is_adaptive, market.has_ways, market.profile) == (True, True, "driving")
+    assert "u:p" not in repr(sent)
+
+
+@pytest.mark.parametrize(
+    ("travel", "profile"),
+    [
+        ({}, ""),
+        ({"travel": "osrm", "travel_url": "http://h"}, "driving"),
+        ({"travel": "valhalla", "travel_url": "http://h"}, "auto"),
+        ({"travel": "valhalla", "travel_url": "http://h", "travel_profile": "taxi"}, "taxi"),
+    ],
+)
+def test_a_travel_server_s_profile_is_that_of_its_cars_unless_named(travel: dict[str, Any], profile: str) -> None:
+    assert MarketSettings(**AREA, **travel).profile == profile
+
+
+CLASSES = {"classes": ["standard", "premium"]}
+
+
+@pytest.mark.parametrize(
+    ("market", "words"),
+    [
+        (CLASSES | {"downgrades": {"gold": {"standard": 1}}}, "'gold' is none of the classes standard, premium"),
+        (CLASSES | {"downgrades": {"premium": {"tin": 1}}}, "'tin' is none of the classes"),
+        (CLASSES | {"downgrades": {"premium": {"premium": 1}}}, "is no downgrade"),
+        (CLASSES | {"downgrades": {"premium": {"standard": -1}}}, "downgrades.premium.standard"),
+        (CLASSES | {"downgrades": {"premium": {"standard": math.inf}}}, "downgrades.premium.standard"),
+        (CLASSES | {"downgrades": {"premium": 3}}, "downgrades.premium"),
+        ({"window_s": "adaptiv"}, "a number of seconds from 0 to 60, or \"adaptive\" (it says 'adaptiv')"),
+        ({"window_s": 61}, "from 0 to 60"),
+        ({"window_s": math.nan}, "from 0 to 60"),
+        ({"window_s": True}, "from 0 to 60"),
+        ({"window_s_min": 0.5}, 'window_s_min takes no effect without window_s = "adaptive"'),
+        ({"window_s": 3, "window_s_max": 9}, 'window_s_max takes no effect without window_s = "adaptive"'),
+        ({"window_s": "adaptive", "window_s_min": 9, "window_s_max": 8}, "window_s_min (9) is above window_s_max (8)"),
+        ({"travel": "car"}, "travel"),
+        ({"travel": "osrm"}, "needs travel_url"),
+        ({"travel": "valhalla"}, "needs travel_url"),
+        ({"travel": "roads"}, "needs travel_links"),
+        ({"travel_url": "http://h"}, 'travel_url takes no effect without travel = "osrm" or "valhalla"'),
+        ({"travel_timeout_s": 2}, "travel_timeout_s takes no effect"),
+        ({"travel_profile": "car"}, "travel_profile takes no effect"),
+        ({"travel_links": str(EXAMPLE)}, 'travel_links takes no effect without travel = "roads"'),
+        ({"travel": "roads", "travel_links": str(EXAMPLE.parent)}, "Is a directory"),
+        ({"travel": "roads", "travel_links": str(EXAMPLE), "travel_url": "http://h"}, "travel_url takes no effect"),
+        ({"travel": "roads", "travel_links": str(EXAMPLE), "top_speed_mps": 6}, "below speed_mps (7)"),
+        ({"travel": "osrm", "travel_url": "http://h", "travel_timeout_s": 0}, "travel_timeout_s"),
+        ({"travel": "osrm", "travel_url": "http://h", "travel_profile": "a/b"}, "travel_profile"),
+        ({"idle_bonus": -1}, "idle_bonus"),
+        ({"idle_bonus_s_max": math.inf}, "idle_bonus_s_max"),
+        ({"refusal_s": -0.1}, "refusal_s"),
+        ({"top_speed_mps": 0}, "top_speed_mps"),
+    ],
+)
+def test_what_a_market_says_in_vain_or_by_mistake_is_refused(market: dict[str, Any], words: str) -> None:
+    (fault,) = _faults(markets=[AREA | market])
+    assert fault.startswith("--markets[0]")
+    assert words in fault.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    "url", ["h:5000", "ftp://h", "http://", "http://h:0", "http://h:x", "http://h?hunter2", "http://h#hunter2", ""]
+)
+def test_a_travel_url_that_cannot_be_is_refused_and_not_repeated(url: str) -> None:
+    (fault,) = _faults(markets=[AREA | {"travel": "osrm", "travel_url": url}])
+    assert "must look like http://host:5000" in fault
+    assert "hunter2" not in fault
 
 
 @pytest.mark.parametrize(
