@@ -27,10 +27,15 @@ from benchmarks.machine import figures, versions
 from matcher import optimum
 from matcher.problem import STEPS_PER_S, Problem, Solution
 
+#: The step that is judged goes from here to the last.
+TENTH = 5000
 GROWTH = (1000, 2000, 5000, 10_000, 20_000, 50_000)
 SCARCE_DRIVERS, SCARCE_TIMES = 2000, (0.5, 1.0, 2.0, 5.0, 10.0)
 #: lapx takes minutes beyond this.
 LAPX_RIDES = 1000
+QUICK_SHARE = 0.1
+#: How long the event loop is watched, idle and busy.
+LOOP_S = 12.0
 GOALS = {
     "even_vs_dense": 20.0,
     "scarce_vs_dense": 10.0,
@@ -51,7 +56,7 @@ class Disagreement(Exception):
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     console = Console(stderr=args.json)
-    share = 0.1 if args.quick else 1.0
+    share = QUICK_SHARE if args.quick else 1.0
     bench = _Bench(args.rounds, args.seed, share, console)
     optimum.solve(even(300, 600, 1), compare=True, near=4)  # compiled now, not while measured
     optimum.solve(scarce(600, 300, 1))
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ours["growth"] = bench.growth()
     ours["scarcity"] = bench.scarcity()
     console.print("the event loop while batches are solved beside it ...")
-    ours["loop"] = loop_stall(scarce(bench.size(10_000), bench.size(5000), args.seed))
+    ours["loop"] = loop_stall(scarce(bench.size(10_000), bench.size(5000), args.seed), LOOP_S)
     ratios = _ratios(ours, others)
     result = {
         "versions": versions("numpy", "scipy", "numba", "ortools", "lapx"),
@@ -89,7 +94,7 @@ def _ratios(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, float]:
         ratios["even_vs_ortools"] = times("even_ortools", "even")
     by_size = {row["rides"]: row["median_s"] for row in ours["growth"]}
     sizes = sorted(by_size)
-    ratios["growth_10x"] = round(by_size[sizes[-1]] / by_size[sizes[2]], 3)
+    ratios["growth_10x"] = round(by_size[sizes[-1]] / by_size[sizes[GROWTH.index(TENTH)]], 3)
     ratios["loop_stall_ms"] = ours["loop"]["stall_ms"]
     if "lapx_small" in others:
         ratios["small_vs_lapx"] = round(others["lapx_small"]["median_s"] / by_size[sizes[0]], 3)
@@ -171,7 +176,7 @@ def _sides(problem: Problem, solution: Solution) -> dict[str, Callable[[], Any]]
 
 def _peer(name: str, cost_of: Callable[[Problem], float], problem: Problem, solution: Solution) -> None:
     """What is timed of a peer, and compared."""
-    _agreeing(solution, cost_of(problem), problem, name)
+    agree(solution, cost_of(problem), problem, name)
 
 
 def _facts(solution: Solution) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def _facts(solution: Solution) -> dict[str, Any]:
     }
 
 
-def _agreeing(solution: Solution, cost_s: float, problem: Problem, peer: str) -> None:
+def agree(solution: Solution, cost_s: float, problem: Problem, peer: str) -> None:
     """Raises Disagreement unless both are the same optimum, but for a step of rounding a chosen pair."""
     if not solution.certified:
         raise Disagreement("our own plan has no certificate")

@@ -27,19 +27,19 @@ from matcher.problem import Problem
 from matcher.recording import input_of
 from matcher.solver import SolverChild
 
-#: How often the loop is looked at, and for how long: a thousandth of the looks is what is judged.
-TICK_S, MEASURED_S = 0.002, 12.0
+#: How often the loop is looked at; a thousandth of the looks is what is judged.
+TICK_S = 0.002
 RESOLUTION, NOW_MS = 8, 1_000_000
 
 
-def loop_stall(problem: Problem) -> dict[str, Any]:
+def loop_stall(problem: Problem, seconds: float) -> dict[str, Any]:
     """p99.9 of the delay of a timer, idle and while this batch is decided over and over; ms."""
     gc.set_threshold(*GC_THRESHOLDS)  # as the service's processes have it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measured(problem))
+        return runner.run(_measured(problem, seconds))
 
 
-async def _measured(problem: Problem) -> dict[str, Any]:
+async def _measured(problem: Problem, seconds: float) -> dict[str, Any]:
     index, waiting = _city(problem)
     market = Market(
         MarketId("bench"),
@@ -53,9 +53,9 @@ async def _measured(problem: Problem) -> dict[str, Any]:
     try:
         batches = [0]
         stopping = asyncio.Event()
-        idle = await _delays_ms(MEASURED_S)
+        idle = await _delays_ms(seconds)
         busy_task = asyncio.create_task(_decide_until(stopping, waiting, market, index, solver, batches))
-        busy = await _delays_ms(MEASURED_S)
+        busy = await _delays_ms(seconds)
         stopping.set()
         await busy_task
     finally:
