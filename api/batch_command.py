@@ -195,6 +195,8 @@ _WHY = {
     "equal": "costs the ride the same",
     "dearer_for_this_ride": "{more:,.3f} s dearer for this ride",
     "dearer_for_the_city": "{less:,.3f} s cheaper for this ride, at least {others:,.3f} s dearer for the others",
+    "equal_for_the_city": "{less:,.3f} s cheaper for this ride, as much dearer for the others",
+    "no_cheaper_for_the_city": "{less:,.3f} s cheaper for this ride, at least as much dearer for the others",
     "dearer_than_leaving": "{more:,.3f} s dearer than leaving the ride",
 }
 

@@ -32,8 +32,8 @@ from api.schema_match import (
     Price,
 )
 from matcher.explicit import DecidedGraph, GraphExplainer, Other
-from matcher.graph import CandidateGraph
-from matcher.problem import COST_MAX, UNMATCHED, Floats
+from matcher.graph import COST_MAX, CandidateGraph
+from matcher.problem import UNMATCHED, Floats
 
 _ROW: Final = BodyDecoder(list[float | None])
 _PRICE: Final = BodyDecoder[float](Price)
@@ -210,11 +210,18 @@ def matrix_out(matrix: Matrix, decided: DecidedGraph, errors: list[ItemErrorOut]
             unmatched.append(LeftOut(matrix.ride_ids[ride], str(reason), text, counts))
         else:
             plan.append(_pair(matrix, explainer, ride, driver))
-    duals = DualsOut(
-        rides=dict(zip(matrix.ride_ids, assignment.u.tolist(), strict=True)),
-        drivers=dict(zip(matrix.driver_ids, (assignment.v + 0.0).tolist(), strict=True)),  # no -0.0
+    duals = _duals(matrix, decided) if with_duals else UNSET
+    return MatrixOut(plan, unmatched, errors, _numbers(decided, len(plan)), duals)
+
+
+def _duals(matrix: Matrix, decided: DecidedGraph) -> DualsOut | None:
+    """None where they prove nothing."""
+    if not decided.certified:
+        return None
+    return DualsOut(
+        rides=dict(zip(matrix.ride_ids, decided.assignment.u.tolist(), strict=True)),
+        drivers=dict(zip(matrix.driver_ids, (decided.assignment.v + 0.0).tolist(), strict=True)),  # no -0.0
     )
-    return MatrixOut(plan, unmatched, errors, _numbers(decided, len(plan)), duals if with_duals else UNSET)
 
 
 def _pair(matrix: Matrix, explainer: GraphExplainer, ride: int, driver: int) -> MatrixPairOut:
@@ -235,6 +242,7 @@ def _alternative(matrix: Matrix, other: Other) -> MatrixAlternativeOut:
         why=other.why,
         more=other.more,
         others_more=other.others_more,
+        at_least=None if other.others_more is None else True,
         rival_ride_id=None if other.rival is None else matrix.ride_ids[other.rival],
     )
 

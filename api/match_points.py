@@ -254,15 +254,17 @@ def _numbers(decided: Decided, matched: int) -> PlanNumbersOut:
     return PlanNumbersOut(
         **facts,
         matched=matched,
-        pairs=len(decided.solution.pairs),
+        pairs=decided.pairs,
         components=numbers.get("components", 0),
         rounds=decided.rounds,
         solve_s=round(decided.solve_s, 4),
     )
 
 
-def _duals(decided: Decided) -> DualsOut:
-    """To the last digit: whoever checks them adds them up."""
+def _duals(decided: Decided) -> DualsOut | None:
+    """To the last digit: whoever checks them adds them up. None where they prove nothing."""
+    if not decided.solution.certified:
+        return None
     rides, drivers = decided.batch.demand.rides, decided.batch.supply.driver_ids
     return DualsOut(
         rides=dict(zip((ride.ride_id for ride in rides), decided.solution.u.tolist(), strict=True)),

@@ -30,6 +30,9 @@ TEXTS: Mapping[str, str] = {
     "price_above_limit": "Drivers were within reach, but each would have cost more than leaving the ride waiting.",
     "outbid": "Drivers were within reach, and each was worth more to another ride of the same batch.",
     "driver_went_stale": "A driver was chosen, whose position became too old before the match could be committed.",
+    "no_way_worth_its_price": "No driver was found whose way by road is within the limits and worth its price.",
+    "not_looked_at": "The time to decide was up before the ride's turn came.",
+    "lost_at_commit": "Its driver was taken or left while the plan was committed; it is in the next batch.",
 }
 OTHER_TEXT = "The last batch left the ride without a driver."
 
@@ -69,7 +72,8 @@ class ChosenOut(Struct, frozen=True):
 class AlternativeOut(Struct, frozen=True):
     """Another driver that could have served the ride, and why it did not.
 
-    `more_s` is what the ride would have cost more with it, `others_more_s` what the other rides would have.
+    `more_s` is what the ride would have cost more with it, `others_more_s` what the other rides would have; `at_least`:
+    that is a lower bound. `way` names what priced the way; `estimated`: a straight line had to stand in for it.
     """
 
     driver_id: str
@@ -79,6 +83,9 @@ class AlternativeOut(Struct, frozen=True):
     why: str | None
     more_s: float | None
     others_more_s: float | None
+    at_least: bool | None
+    way: str | None
+    estimated: bool | None
     rival_ride_id: str | UnsetType | None = UNSET  # for admins alone
 
 
@@ -117,7 +124,8 @@ class ExplanationOut(Struct, frozen=True):
 
 
 class BatchOut(Struct, frozen=True):
-    """One decision in numbers; `unmatched` and `lost` count rides and pairings by reason."""
+    """One decision in numbers; `unmatched` and `lost` count rides and pairings by reason, `estimated` pairs for
+    which a straight line stood in for the `way`."""
 
     id: str
     market: str
@@ -136,6 +144,8 @@ class BatchOut(Struct, frozen=True):
     gap_s: float | None
     certified: bool | None
     scope: str | None
+    way: str | None
+    estimated: int | None
     unmatched: dict[str, int]
     lost: dict[str, int]
     has_input: bool
@@ -166,6 +176,8 @@ def batch_out(record: BatchRecord) -> BatchOut:
         gap_s=_number(summary, "gap_s"),
         certified=_flag(summary, "certified"),
         scope=_text(summary, "scope"),
+        way=_text(summary, "way"),
+        estimated=_count(summary, "estimated"),
         unmatched=_counts(summary, "unmatched"),
         lost=_counts(summary, "lost"),
         has_input=record.input_bytes is not None,
@@ -246,6 +258,7 @@ def alternatives_out(trip: Trip, *, names_rivals: bool) -> list[AlternativeOut]:
 
 
 def _alternative(driver_id: str, stored: Mapping[str, Any], names_rivals: bool) -> AlternativeOut:
+    way = _text(stored, "way")
     return AlternativeOut(
         driver_id=driver_id,
         cost_s=_number(stored, "cost_s"),
@@ -254,6 +267,9 @@ def _alternative(driver_id: str, stored: Mapping[str, Any], names_rivals: bool) 
         why=_text(stored, "why"),
         more_s=_number(stored, "more_s"),
         others_more_s=_number(stored, "others_more_s"),
+        at_least=_flag(stored, "at_least"),
+        way=way,
+        estimated=None if way is None else bool(_flag(stored, "estimated")),
         rival_ride_id=_text(stored, "rival_ride_id") if names_rivals else UNSET,
     )
 

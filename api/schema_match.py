@@ -15,12 +15,13 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from api.schema import ITEMS_MAX, Point, Seats, VehicleClass, WireId
 from api.schema_explanations import AlternativeOut
+from matcher.graph import COST_MAX
 from matcher.plan import Reason
-from matcher.problem import COST_MAX
+from matcher.policy import SECONDS_MAX
 
-#: A year.
-Seconds = Annotated[float, Meta(ge=0.0, le=31_536_000.0)]
-Limit = Annotated[float, Meta(gt=0.0, le=COST_MAX)]
+Seconds = Annotated[float, Meta(ge=0.0, le=SECONDS_MAX)]
+LimitSeconds = Annotated[float, Meta(gt=0.0, le=SECONDS_MAX)]
+LimitMetres = Annotated[float, Meta(gt=0.0, le=COST_MAX)]
 #: What leaving a ride may cost, in the matrix' unit.
 Price = Annotated[float, Meta(ge=0.0, le=COST_MAX)]
 
@@ -30,8 +31,8 @@ Price = Annotated[float, Meta(ge=0.0, le=COST_MAX)]
 class MatchLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """In place of the market's own."""
 
-    max_pickup_s: Limit | None = None
-    max_pickup_m: Limit | None = None
+    max_pickup_s: LimitSeconds | None = None
+    max_pickup_m: LimitMetres | None = None
 
 
 class MatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,10 +98,11 @@ class LeftOut(Struct, frozen=True):
 
 
 class DualsOut(Struct, frozen=True):
-    """The certificate, by id: `rides` (u), `drivers` (v, at most 0).
+    """The certificate of a plan that is certified, by id: `rides` (u), `drivers` (v, at most 0).
 
-    Of every allowed pair u + v is at most its cost, u at most the price of leaving the ride; where the plan is
-    certified their sum is its cost, so that no other plan can cost less.
+    Of every allowed pair u + v is at most its cost, u at most the price of leaving the ride, and their sum is the
+    plan's cost, so that no other plan can cost less. A plan that is not certified has none: `duals` is null, and
+    its `scope` says how the plan was found.
     """
 
     rides: dict[str, float]
@@ -153,17 +155,18 @@ class MatchOut(Struct, frozen=True):
     unmatched: list[LeftOut]
     errors: list[ItemErrorOut]
     batch: PlanNumbersOut
-    duals: DualsOut | UnsetType = UNSET
+    duals: DualsOut | UnsetType | None = UNSET  # null: not certified
 
 
 class MatrixAlternativeOut(Struct, frozen=True):
-    """`others_more` is what the other rides would pay more at least, by the duals."""
+    """`others_more` is what the other rides would pay more, `at_least`: by the duals, and maybe more than that."""
 
     driver_id: str
     cost: float
     why: str
     more: float
     others_more: float | None
+    at_least: bool | None
     rival_ride_id: str | None
 
 
@@ -196,7 +199,7 @@ class MatrixOut(Struct, frozen=True):
     unmatched: list[LeftOut]
     errors: list[ItemErrorOut]
     batch: MatrixNumbersOut
-    duals: DualsOut | UnsetType = UNSET
+    duals: DualsOut | UnsetType | None = UNSET  # null: not certified
 
 
 #: A sentence for a person for each reason for which a matrix leaves a ride without a driver.
@@ -204,6 +207,7 @@ MATRIX_TEXTS: Mapping[str, str] = {
     Reason.NO_DRIVER_IN_REACH: "No driver is allowed for the ride.",
     Reason.PRICE_ABOVE_LIMIT: "Drivers are allowed, but each would cost no less than leaving the ride.",
     Reason.OUTBID: "Drivers are allowed, and each was worth more to another ride.",
+    Reason.NOT_LOOKED_AT: "The time to decide was up before the ride's turn came.",
 }
 
 
@@ -217,5 +221,8 @@ def alternative_out(compared: Mapping[str, Any]) -> AlternativeOut:
         why=compared["why"],
         more_s=compared["more_s"],
         others_more_s=compared.get("others_more_s"),
+        at_least=compared.get("at_least"),
+        way=compared["way"],
+        estimated="estimated" in compared,
         rival_ride_id=compared.get("rival_ride_id"),
     )

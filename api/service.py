@@ -307,7 +307,8 @@ async def build_service(settings: Settings, role: Role) -> Service:
     hints = _hints(settings, markets)
     planes = {market.id: _plane(settings, feed, market.id, metrics) for market in markets}
     announcer = Announcer(store, hints)
-    solver = SolverChild() if role in ("all", "matcher") else None
+    roads = [each.travel_links for each in settings.markets if each.travel == "roads" and each.travel_links]
+    solver = SolverChild(roads=roads) if role in ("all", "matcher") else None
     travels = (
         [build_travel(each, market) for each, market in zip(settings.markets, markets, strict=True)] if solver else []
     )

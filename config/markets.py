@@ -34,6 +34,10 @@ Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: Some 115 days; dearer, and the sums of costs were no longer exact.
+COST_S_MAX: Final = 1e7
+CostSeconds = Annotated[float, Field(ge=0, le=COST_S_MAX, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=COST_S_MAX, allow_inf_nan=False)]
 
 
 class MarketSettings(BaseModel):
@@ -50,7 +54,7 @@ class MarketSettings(BaseModel):
     window_s: float | Literal["adaptive"] = 2.0  # 0: a batch on arrival
     window_s_min: Annotated[float, Field(ge=0, le=WINDOW_S_MAX, allow_inf_nan=False)] = 1.0  # of an adaptive window
     window_s_max: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 30.0
-    max_pickup_s: Positive = 1800.0
+    max_pickup_s: PositiveSeconds = 1800.0
     max_pickup_m: Positive = 15_000.0  # straight line
     speed_mps: Positive = 7.0
     detour_factor: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False)] = 1.3
@@ -60,17 +64,17 @@ class MarketSettings(BaseModel):
     deadline_max_s: Positive = 3600.0
     abandon_after_s: Positive = 14_400.0
     candidates_per_ride: Annotated[int, Field(ge=1, le=1000)] = 16
-    unmatched_base_s: Positive | None = None  # price of leaving a ride unmatched; unset: twice max_pickup_s
+    unmatched_base_s: PositiveSeconds | None = None  # price of leaving a ride unmatched; unset: twice max_pickup_s
     unmatched_growth: NotNegative = 1.0  # seconds by which that price grows for each second of waiting
     solve_s_max: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 1.5
     rides_per_batch_max: Annotated[int, Field(ge=1, le=100_000)] = 5000
 
     # What a pairing costs beside its way
-    downgrades: dict[ClassName, dict[ClassName, NotNegative]] = Field(default_factory=dict)  # driver's -> ride's -> s
+    downgrades: dict[ClassName, dict[ClassName, CostSeconds]] = Field(default_factory=dict)  # driver's -> ride's -> s
     tags: tuple[TagName, ...] = ()  # what its rides may ask of a vehicle; empty: all tags of the settings
     idle_bonus: NotNegative = 0.0
-    idle_bonus_s_max: NotNegative = 300.0
-    refusal_s: NotNegative = 0.0
+    idle_bonus_s_max: CostSeconds = 300.0
+    refusal_s: CostSeconds = 0.0
 
     # What the way takes
     travel: Literal["straight", "roads", "osrm", "valhalla"] = "straight"

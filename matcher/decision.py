@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from geo.distance import distance_m
 from geo.legs import Legs, Times
 from matcher import plain
 from matcher.batch import Batch
@@ -71,8 +72,9 @@ class Travel:
 class _Asked:
     """Prices pairs by a provider, and notes for which of them a straight line had to stand in."""
 
-    def __init__(self, problem: Problem, provider: TravelTimes) -> None:
-        self._problem, self._provider = problem, provider
+    def __init__(self, batch: Batch, provider: TravelTimes, until_s: float) -> None:
+        self._problem, self._provider, self._until_s = batch.problem, provider, until_s
+        self._s_per_m = batch.demand.market.detour_factor / batch.demand.market.speed_mps
         self.estimated: set[tuple[int, int]] = set()
         self.because: str | None = None
 
@@ -88,12 +90,26 @@ class _Asked:
             origin.astype(np.int32),
             target.astype(np.int32),
         )
-        times = await self._provider.times(legs)
+        try:
+            async with asyncio.timeout_at(self._until_s):
+                times = await self._provider.times(legs)
+        except TimeoutError:
+            times = self._straight(legs)
         if times.fallback is not None:
             self.because = times.fallback
             estimated = np.flatnonzero(times.estimated)
             self.estimated.update(zip(ride[estimated].tolist(), driver[estimated].tolist(), strict=True))
         return times.seconds
+
+    def _straight(self, legs: Legs) -> Times:
+        """The batch's time is over: straight lines, so that it ends."""
+        metres = distance_m(
+            legs.origin_lat[legs.origin],
+            legs.origin_lon[legs.origin],
+            legs.target_lat[legs.target],
+            legs.target_lon[legs.target],
+        )
+        return Times(metres * self._s_per_m, np.ones(len(metres), np.bool_), "not answered within the batch's limit")
 
 
 async def decide(batch: Batch, solver: Solver, travel: Travel) -> Decided:
@@ -103,7 +119,7 @@ async def decide(batch: Batch, solver: Solver, travel: Travel) -> Decided:
     """
     loop = asyncio.get_running_loop()
     began, market, problem = loop.time(), batch.demand.market, batch.problem
-    asked = None if travel.provider is None else _Asked(problem, travel.provider)
+    asked = None if travel.provider is None else _Asked(batch, travel.provider, began + market.solve_s_max)
     try:
         solution = await solver.solve(
             problem,

@@ -30,7 +30,7 @@ from matcher.idleness import Idleness
 from matcher.ids import new_trip_id, time_ordered
 from matcher.model import Hint, RideId
 from matcher.outcomes import Committed, DriverHistory, Pairing, Waiting
-from matcher.plan import Decided, Unmatched, plan_parts
+from matcher.plan import Decided, Reason, Unmatched, lost_of, plan_parts
 from matcher.policy import Market
 from matcher.recording import BatchReport, Waits, input_of, report_of
 from matcher.solver import SolverFailed
@@ -321,7 +321,7 @@ class Dispatcher:
             batch_id,
             matched=matched,
             lost=lost,
-            unmatched=Counter(str(each.reason) for each in unmatched),
+            unmatched=Counter(str(each.reason) for each in unmatched if each.reason is not Reason.LOST_AT_COMMIT),
             batch_s=asyncio.get_running_loop().time() - began,
         )
         if self._adaptive is not None:
@@ -368,6 +368,7 @@ class Dispatcher:
                 committed = await self._uncut(self._commit_part(token, ready))
                 matched += len(committed.hints)
                 lost.update(each.why for each in committed.lost)
+                unmatched += [lost_of(each) for each in committed.lost]
                 ready = []
         return matched, lost, unmatched
 

@@ -51,7 +51,7 @@ class DecidedGraph:
 @dataclass(frozen=True, slots=True)
 class Other:
     """A pair that its ride did not get. `more` is what the ride would pay more with it, `others_more` what all
-    other rides would at least, where that is why; `rival` the ride that has the driver."""
+    other rides would at least, where that is why: it goes by the duals; `rival` the ride that has the driver."""
 
     driver: int
     cost: float
@@ -80,18 +80,22 @@ class GraphExplainer:
         return chosen, [self._compared(ride, other, cost, chosen) for other, cost in others[: NEAR - 1]]
 
     def _compared(self, ride: int, driver: int, cost: float, chosen: float) -> Other:
-        more, others_more = cost - chosen, None
-        if more < 0.0:
-            reduced = cost - float(self._assignment.u[ride]) - float(self._assignment.v[driver])
-            others_more = max(reduced, 0.0) - more  # rounded duals may be a trifle below it
-        return Other(driver, cost, more, why_not(more), others_more, self._ride_of.get(driver))
+        more = cost - chosen
+        reduced = cost - float(self._assignment.u[ride]) - float(self._assignment.v[driver])
+        city_more = max(reduced, 0.0)  # rounded duals may be a trifle below it
+        why = why_not(more, city_more, at_least=True)
+        return Other(driver, cost, more, why, city_more - more if more < 0.0 else None, self._ride_of.get(driver))
 
     def unmatched(self, ride: int) -> tuple[Reason, dict[str, float]]:
         """Why the ride was left, and the counts behind it."""
-        costs = self._graph.cost[self._first[ride] : self._first[ride + 1]].tolist()
+        places = slice(self._first[ride], self._first[ride + 1])
+        costs, drivers = self._graph.cost[places].tolist(), self._graph.driver[places].tolist()
         price = float(self._graph.unmatched[ride])
         counts = {"candidates": len(costs), "price_of_leaving": price}
-        return reason_of(costs, price), counts | ({"cheapest": min(costs)} if costs else {})
+        reason = reason_of(costs, price)
+        if any(cost < price and driver not in self._ride_of for driver, cost in zip(drivers, costs, strict=True)):
+            reason = Reason.NOT_LOOKED_AT  # only a greedy that was cut off leaves such a pair
+        return reason, counts | ({"cheapest": min(costs)} if costs else {})
 
 
 def _cheapest(costs: Floats, k: int) -> list[int]:

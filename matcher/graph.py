@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from matcher.problem import COST_MAX, UNMATCHED, Floats, Ints
+from matcher.problem import UNMATCHED, Floats, Ints
+
+#: Of any unit; beyond this a double has no room left for fractions that matter.
+COST_MAX = 1e9
 
 
 class BadGraph(ValueError):

@@ -14,33 +14,52 @@ from matcher.reach import DEPTH_MAX, remove, search, weigh
 
 @njit(cache=True, nogil=True)
 def greedy_over_all(
-    forest: Any, ways: Any, extra_s: Any, known: Any, place: Any, kind: Any, price_s: Any, driver_s: Any
+    forest: Any,
+    ways: Any,
+    extra_s: Any,
+    known: Any,
+    place: Any,
+    kind: Any,
+    price_s: Any,
+    driver_s: Any,
+    members: Any,
+    first: Any,
 ) -> Any:
     """Over all pairs of rides (`place`, `kind`) and the drivers in the forest; (driver of each ride, its cost).
 
-    A heap holds each ride's nearest remaining driver; one that was taken meanwhile is looked for anew.
+    A heap holds the nearest remaining driver of each group of rides; one that was taken meanwhile is looked
+    for anew. A group are rides that cost the same with everyone, `members[first[g]:first[g + 1]]` in the order
+    of their positions: they are served one after another, or a crowd at one door would ask for each driver.
     Ties break by ride, then driver. Takes the drivers out of the forest.
     """
-    n = len(place)
-    driver_of, paid_s = np.full(n, UNMATCHED, np.int32), price_s.copy()
+    driver_of, paid_s = np.full(len(place), UNMATCHED, np.int32), price_s.copy()
     found, value = np.full(1, -1, np.int32), np.empty(1)
     stack, hopes = np.empty(DEPTH_MAX, np.int32), np.empty(DEPTH_MAX)
-    taken = np.zeros(len(driver_s), np.bool_)
+    taken, turn = np.zeros(len(driver_s), np.bool_), first[:-1].copy()
     weigh(forest, -driver_s)
-    heap = [(0.0, np.int64(0), np.int64(0)) for _ in range(0)]  # compiled code wants one type of entry
-    for ride in range(n):
-        if search(forest, ways, extra_s, known, ride, place, kind, -price_s[ride], 1, found, value, stack, hopes):
-            heap.append((-value[0], np.int64(ride), np.int64(found[0])))  # noqa: PERF401 - not compiled otherwise
+    heap = [(0.0, np.int64(0), np.int64(0), np.int64(0)) for _ in range(0)]  # compiled code wants one type of entry
+    for group in range(len(turn)):
+        heap.append((-np.inf, np.int64(members[first[group]]), np.int64(-1), np.int64(group)))  # noqa: PERF401
     heapq.heapify(heap)
     while len(heap) > 0:
         popped: Any = heapq.heappop(heap)
-        cost_s, first, driver = popped
-        if not taken[driver]:
+        cost_s, ride, driver, group = popped
+        if driver >= 0 and not taken[driver]:
             taken[driver] = True
             remove(forest, driver)
-            driver_of[first], paid_s[first] = driver, cost_s
-        elif search(forest, ways, extra_s, known, first, place, kind, -price_s[first], 1, found, value, stack, hopes):
-            heapq.heappush(heap, (-value[0], first, np.int64(found[0])))
+            driver_of[ride], paid_s[ride] = driver, cost_s
+            turn[group] += 1
+        if turn[group] == first[group + 1]:
+            continue
+        ride = members[turn[group]]
+        floor = -np.inf
+        for t in range(turn[group], first[group + 1]):
+            floor = max(floor, price_s[members[t]])
+        if search(forest, ways, extra_s, known, ride, place, kind, -floor, 1, found, value, stack, hopes):
+            # Who is not worth so much is worth no later, dearer driver either.
+            while price_s[members[turn[group]]] <= -value[0]:
+                turn[group] += 1
+            heapq.heappush(heap, (-value[0], np.int64(members[turn[group]]), np.int64(found[0]), np.int64(group)))
     return driver_of, paid_s
 
 

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import numpy as np
 
-from geo.distance import sphere_points_m
 from matcher import augment, reach
 from matcher.greedy import greedy_among, greedy_over_all
 from matcher.problem import (
@@ -40,6 +39,7 @@ from matcher.problem import (
     check,
     on_grid,
 )
+from matcher.sides import Fresh, Graph, Search, Side, everyone, start
 
 #: Partners that a point starts with: of the scarcer side, of the other, and how many join a round.
 FIRST, FIRST_OTHER, MORE = 24, 8, 24
@@ -55,108 +55,10 @@ CITY_PRICED_MAX: Final = 500
 
 Result = TypeVar("Result")
 Asked = tuple[Ints, Ints]
-#: Pairs that join a graph: positions of side a and of side b, gains in seconds.
-_Fresh = tuple[Ints, Ints, Floats]
 
 
 def never() -> bool:
     return False
-
-
-@dataclass(slots=True)
-class _Side:
-    """Rides or drivers: where, of which kind, what they bring (`base_s`), their duals and partners."""
-
-    place: Floats
-    kind: Ints
-    base_s: Floats
-    forest: reach.Forest
-    y: Floats
-    mate: Ints
-
-    def __len__(self) -> int:
-        return len(self.kind)
-
-    def sample(self, step: int, kinds: int) -> _Side:
-        chosen = self.forest.order[step // 2 :: step]
-        return _side(self.place[chosen], self.kind[chosen], kinds, self.base_s[chosen])
-
-
-def _side(place: Floats, kind: Ints, kinds: int, base_s: Floats) -> _Side:
-    count = len(kind)
-    forest = reach.plant(place, kind, kinds)
-    return _Side(place, kind, base_s, forest, np.zeros(count), np.full(count, UNMATCHED, np.int32))
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Pairs of the asked points: position, partner, gain by the straight line, and what of it the partner's
-    dual leaves (`net_s`); who has perhaps more."""
-
-    asked: Ints
-    partner: Ints
-    gain_s: Floats
-    net_s: Floats
-    full: Ints
-
-
-class _Search:
-    """One problem's pairs, looked at from both sides: `a` is the scarcer one."""
-
-    def __init__(self, problem: Problem, a: _Side, b: _Side, *, rides_are_a: bool, is_whole: bool = False) -> None:
-        self.problem, self.a, self.b, self.rides_are_a, self.is_whole = problem, a, b, rides_are_a, is_whole
-        self.has_ways = problem.has_ways and is_whole  # a sample is solved by straight lines
-        extra_s = problem.extra_s if rides_are_a else problem.extra_s.T
-        self.extra_s = (np.ascontiguousarray(extra_s), np.ascontiguousarray(extra_s.T))
-        self.ways = reach.Ways(problem.s_per_m, problem.reach_m, problem.reach_s)
-        self.barred = self._known(np.empty(0, np.int32), np.empty(0, np.int32))
-
-    def known(self, graph: _Graph) -> tuple[reach.Known, reach.Known]:
-        """The pairs that a search is not to find again, for either side asking.
-
-        Where straight lines price them, duals that satisfy a pair keep it from being found.
-        """
-        return self._known(graph.a, graph.b) if self.has_ways else self.barred
-
-    def _known(self, a: Ints, b: Ints) -> tuple[reach.Known, reach.Known]:
-        if self.is_whole:
-            barred = (self.problem.barred_ride, self.problem.barred_driver)
-            barred_a, barred_b = barred if self.rides_are_a else barred[::-1]
-            a, b = np.concatenate([a, barred_a]), np.concatenate([b, barred_b])
-        return augment.known_rows(a, b, len(self.a), len(self.b)), augment.known_rows(b, a, len(self.b), len(self.a))
-
-    def distinct(self, columns: list[_Fresh]) -> _Fresh:
-        """All of these, ordered by position, each pair once."""
-        a, b, gain_s = (np.concatenate(column) for column in zip(*columns, strict=True))
-        order = augment.ordered(a, b, len(self.a), len(self.b))
-        return a[order], b[order], gain_s[order]
-
-    def best(
-        self, asked: Ints, floor: Floats, k: int, *, of_a: bool = True, known: reach.Known | None = None
-    ) -> _Found:
-        """The k partners of each that gain most beside the partners' duals, above `floor`."""
-        mine, others = (self.a, self.b) if of_a else (self.b, self.a)
-        reach.weigh(others.forest, others.base_s - others.y)
-        known = reach.nothing_known(len(mine)) if known is None else known
-        floor_s = floor - mine.base_s[asked]
-        extra_s = self.extra_s[0] if of_a else self.extra_s[1]
-        found, net_s, full = reach.best_partners(
-            others.forest, self.ways, extra_s, known, asked, mine.place, mine.kind, floor_s, k
-        )
-        position, partner = found[:, 0], found[:, 1]
-        net_s += mine.base_s[position]
-        return _Found(position, partner, net_s + others.y[partner], net_s, full)
-
-
-def _start(problem: Problem) -> _Search:
-    ride_kinds, driver_kinds = problem.extra_s.shape
-    rides = _side(sphere_points_m(problem.ride_lat, problem.ride_lon), problem.ride_kind, ride_kinds, problem.price_s)
-    drivers = _side(
-        sphere_points_m(problem.driver_lat, problem.driver_lon), problem.driver_kind, driver_kinds, -problem.driver_s
-    )
-    rides_are_a = len(rides) <= len(drivers)
-    a, b = (rides, drivers) if rides_are_a else (drivers, rides)
-    return _Search(problem, a, b, rides_are_a=rides_are_a, is_whole=True)
 
 
 def negotiate(
@@ -174,9 +76,9 @@ def negotiate(
     explanations. `compare` also finds what greedy would do. Raises BadProblem.
     """
     check(problem)
-    whole = _start(problem)
+    whole = start(problem)
     levels = _levels(len(whole.a))
-    coarser: _Search | None = None
+    coarser: Search | None = None
     for level in range(levels, 0, -1):
         sample = _sampled(whole, SAMPLE_STEP**level)
         _carry(coarser, sample)
@@ -186,7 +88,7 @@ def negotiate(
     graph, numbers, is_proven = yield from _solve(whole, is_over, near, ways_max)
     numbers["levels"] = levels + 1
     solution = _solution(whole, graph, numbers, is_proven=is_proven, compare=compare)
-    return _with_alternatives(whole, solution, near) if near else solution
+    return _with_alternatives(whole, solution, near, is_priced=is_proven and not is_over()) if near else solution
 
 
 def solve(
@@ -222,60 +124,40 @@ def _levels(points: int) -> int:
     return levels
 
 
-def _sampled(whole: _Search, step: int) -> _Search:
+def _sampled(whole: Search, step: int) -> Search:
     kinds_a, kinds_b = whole.extra_s[0].shape
     a, b = whole.a.sample(step, kinds_a), whole.b.sample(step, kinds_b)
-    return _Search(whole.problem, a, b, rides_are_a=whole.rides_are_a)
+    return Search(whole.problem, a, b, rides_are_a=whole.rides_are_a)
 
 
-def _carry(coarser: _Search | None, finer: _Search) -> None:
+def _carry(coarser: Search | None, finer: Search) -> None:
     """Side b starts with what its points could get among the sample's; side a follows from the first graph."""
     if coarser is None:
         return
-    between = _Search(finer.problem, coarser.a, finer.b, rides_are_a=finer.rides_are_a)
-    everyone = _all(finer.b)
-    found = between.best(everyone, np.zeros(len(everyone)), 1, of_a=False)
+    between = Search(finer.problem, coarser.a, finer.b, rides_are_a=finer.rides_are_a)
+    found = between.best(everyone(finer.b), np.zeros(len(finer.b)), 1, of_a=False)
     finer.b.y[found.asked] = found.net_s
 
 
-def _all(side: _Side) -> Ints:
-    """Everyone, neighbours one after the other: what one search touched is still in the cache for the next."""
-    return side.forest.order
-
-
-@dataclass(slots=True)
-class _Graph:
-    """The pairs looked at, each once. A pair without a way gains minus infinity, which no solve takes."""
-
-    a: Ints
-    b: Ints
-    gain_s: Floats
-
-    def __len__(self) -> int:
-        return len(self.a)
-
-    def join(self, a: Ints, b: Ints, gain_s: Floats) -> None:
-        self.a, self.b = np.concatenate([self.a, a]), np.concatenate([self.b, b])
-        self.gain_s = np.concatenate([self.gain_s, gain_s])
-
-
 def _solve(
-    search: _Search, is_over: Callable[[], bool], near: int, ways_max: int
-) -> Generator[Asked, Floats, tuple[_Graph, dict[str, int], bool]]:
+    search: Search, is_over: Callable[[], bool], near: int, ways_max: int
+) -> Generator[Asked, Floats, tuple[Graph, dict[str, int], bool]]:
     """Settles the sides over all pairs; the graph, numbers, and whether no pair is left that could improve it."""
     a, b = search.a, search.b
-    graph = _Graph(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
+    graph = Graph(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
     fresh = _first_pairs(search, near)
     numbers = {"pairs": 0, "rounds": 0, "scanned": 0}
     ask_a, ask_b, more = np.ones(len(a), np.bool_), np.zeros(len(b), np.bool_), MORE
     while True:
-        graph.join(*(yield from _priced(search, fresh)))
+        room = ways_max - len(graph) if search.has_ways else len(fresh[0])
+        is_cut = room < len(fresh[0])
+        graph.join(*(yield from _priced(search, _worthiest(fresh, room) if is_cut else fresh)))
         before_a, before_b = a.y.copy(), b.y.copy()
         rows_a = augment.rows_of(graph.a, graph.b, graph.gain_s, len(a))
         rows_b = augment.rows_of(graph.b, graph.a, graph.gain_s, len(b))
         _, scanned = augment.settle(rows_a, rows_b, a.y, b.y, a.mate, b.mate)
         numbers = {"pairs": len(graph), "rounds": numbers["rounds"] + 1, "scanned": numbers["scanned"] + scanned}
-        if is_over() or (search.has_ways and len(graph) >= ways_max):
+        if is_cut or is_over():
             return graph, numbers, False
         if numbers["rounds"] > 1:
             # A pair that could not improve the plan before can do so now only if one of its duals has fallen.
@@ -286,41 +168,40 @@ def _solve(
         more *= MORE_GROWTH if search.has_ways else 1
 
 
-def _first_pairs(search: _Search, near: int) -> _Fresh:
+def _first_pairs(search: Search, near: int) -> Fresh:
     """What is worth most to each point, beside what side b's duals say; and the `near` cheapest of each ride."""
     a, b = search.a, search.b
-    everyone_a, everyone_b = _all(a), _all(b)
     barred = search.barred
-    found = search.best(everyone_a, np.zeros(len(a)), FIRST, known=barred[0])
+    found = search.best(everyone(a), np.zeros(len(a)), FIRST, known=barred[0], spread=True)
     a.y[:] = 0.0
     a.y[found.asked[::-1]] = found.net_s[::-1]  # of each its best, which comes first and so is written last
-    other = search.best(everyone_b, np.zeros(len(b)), FIRST_OTHER, of_a=False, known=barred[1])
+    other = search.best(everyone(b), np.zeros(len(b)), FIRST_OTHER, of_a=False, known=barred[1], spread=True)
     columns = [(found.asked, found.partner, found.gain_s), (other.partner, other.asked, other.gain_s)]
     if near:
         columns.append(_nearest(search, near))
     return search.distinct(columns)
 
 
-def _nearest(search: _Search, near: int) -> _Fresh:
+def _nearest(search: Search, near: int) -> Fresh:
     """The cheapest partners of each ride, worth their price or not."""
     drivers = search.b if search.rides_are_a else search.a
     duals, drivers.y = drivers.y, np.zeros(len(drivers))
     rides = search.a if search.rides_are_a else search.b
     known = search.barred[0 if search.rides_are_a else 1]
-    found = search.best(_all(rides), np.full(len(rides), -np.inf), near, of_a=search.rides_are_a, known=known)
+    found = search.best(everyone(rides), np.full(len(rides), -np.inf), near, of_a=search.rides_are_a, known=known)
     drivers.y = duals
     pair = (found.asked, found.partner) if search.rides_are_a else (found.partner, found.asked)
     return *pair, found.gain_s
 
 
 def _improving(
-    search: _Search, ask_a: Bools, ask_b: Bools, k: int, known: tuple[reach.Known, reach.Known]
-) -> tuple[_Fresh, Bools, Bools]:
+    search: Search, ask_a: Bools, ask_b: Bools, k: int, known: tuple[reach.Known, reach.Known]
+) -> tuple[Fresh, Bools, Bools]:
     """Pairs outside the graph that could improve the plan, at most k of each asked point; who has perhaps more."""
     columns, full = [], []
     for side, ask, of_a in ((search.a, ask_a, True), (search.b, ask_b, False)):
         asked = np.flatnonzero(ask).astype(np.int32)
-        found = search.best(asked, side.y[asked], k, of_a=of_a, known=known[0 if of_a else 1])
+        found = search.best(asked, side.y, k, of_a=of_a, known=known[0 if of_a else 1], spread=True)
         pair = (found.asked, found.partner) if of_a else (found.partner, found.asked)
         columns.append((*pair, found.gain_s))
         full.append(np.zeros(len(side), np.bool_))
@@ -328,7 +209,14 @@ def _improving(
     return search.distinct(columns), full[0], full[1]
 
 
-def _priced(search: _Search, fresh: _Fresh) -> Generator[Asked, Floats, _Fresh]:
+def _worthiest(fresh: Fresh, room: int) -> Fresh:
+    """So many of the pairs, those that gain most."""
+    a, b, gain_s = fresh
+    chosen = np.sort(np.argsort(-gain_s, kind="stable")[: max(room, 0)])
+    return a[chosen], b[chosen], gain_s[chosen]
+
+
+def _priced(search: Search, fresh: Fresh) -> Generator[Asked, Floats, Fresh]:
     """The same pairs with the ways that their provider names, never shorter than the straight line."""
     problem, (a, b, gain_s) = search.problem, fresh
     if not search.has_ways or not len(a):
@@ -343,36 +231,37 @@ def _priced(search: _Search, fresh: _Fresh) -> Generator[Asked, Floats, _Fresh]:
     return a, b, gain_s
 
 
-def _solution(search: _Search, graph: _Graph, numbers: dict[str, int], *, is_proven: bool, compare: bool) -> Solution:
+def _solution(search: Search, graph: Graph, numbers: dict[str, int], *, is_proven: bool, compare: bool) -> Solution:
     problem, a, b = search.problem, search.a, search.b
     rides, drivers = (a, b) if search.rides_are_a else (b, a)
     pairs = _pairs(search, graph)
-    paid_s = problem.price_s.copy()
-    taken = pairs.driver == rides.mate[pairs.ride]
-    paid_s[pairs.ride[taken]] = pairs.cost_s[taken]
-    covering = a.y if is_proven else _covering(search, graph)
-    bound_s = math.fsum(problem.price_s) - math.fsum(covering) - math.fsum(b.y)
+    driver_of, cost_s = rides.mate.copy(), math.fsum(paid_by(problem, pairs, rides.mate))
+    a.y[:] = a.y if is_proven else _covering(search, graph)
+    bound_s = math.fsum(problem.price_s) - math.fsum(a.y) - math.fsum(b.y)
     greedy_of = greedy_s = None
-    if compare:
+    if compare or not is_proven:
         greedy_of, greedy_s = _greedy(problem, rides, drivers, pairs, search)
+        if greedy_s < cost_s:  # the search was cut before it came so far
+            pairs = _with_pairs(search, graph, greedy_of)
+            driver_of, cost_s = greedy_of.copy(), greedy_s
         numbers = {
             **numbers,
             "components": augment.components(pairs.ride, pairs.driver, problem.n_rides, problem.n_drivers),
         }
     return Solution(
-        driver_of=rides.mate.copy(),
-        cost_s=math.fsum(paid_s),
+        driver_of=driver_of,
+        cost_s=cost_s,
         bound_s=bound_s,
         u=problem.price_s - rides.y,
         v=-drivers.y,
         pairs=pairs,
         greedy_of=greedy_of,
         greedy_s=greedy_s,
-        numbers={"rides": problem.n_rides, "drivers": problem.n_drivers, **numbers},
+        numbers={"rides": problem.n_rides, "drivers": problem.n_drivers, **numbers, "pairs": len(pairs)},
     )
 
 
-def _greedy(problem: Problem, rides: _Side, drivers: _Side, pairs: Pairs, search: _Search) -> tuple[Ints, float]:
+def _greedy(problem: Problem, rides: Side, drivers: Side, pairs: Pairs, search: Search) -> tuple[Ints, float]:
     if search.has_ways:
         driver_of, paid_s = greedy_among(pairs, problem.price_s, problem.n_drivers)
     else:
@@ -386,30 +275,50 @@ def _greedy(problem: Problem, rides: _Side, drivers: _Side, pairs: Pairs, search
             rides.kind,
             problem.price_s,
             problem.driver_s,
+            *rides.groups(apart=len(known.other) > 0),
         )
     return driver_of, math.fsum(paid_s)
 
 
-def _covering(search: _Search, graph: _Graph) -> Floats:
+def paid_by(problem: Problem, pairs: Pairs, driver_of: Ints) -> Floats:
+    """What each ride costs in a plan of these pairs: its pair, or its price of being left."""
+    paid_s = problem.price_s.copy()
+    taken = pairs.driver == driver_of[pairs.ride]
+    paid_s[pairs.ride[taken]] = pairs.cost_s[taken]
+    return paid_s
+
+
+def _with_pairs(search: Search, graph: Graph, driver_of: Ints) -> Pairs:
+    """The graph's pairs and those of a plan by straight lines."""
+    problem = search.problem
+    ride = np.flatnonzero(driver_of != UNMATCHED).astype(np.int32)
+    driver = driver_of[ride]
+    a, b = (ride, driver) if search.rides_are_a else (driver, ride)
+    way_s = on_grid(reach.measure(search.a.place, search.b.place, a, b) * problem.s_per_m)
+    extra_s = problem.extra_s[problem.ride_kind[ride], problem.driver_kind[driver]]
+    graph.join(a, b, problem.price_s[ride] - way_s - extra_s - problem.driver_s[driver])
+    return _pairs(search, graph)
+
+
+def _covering(search: Search, graph: Graph) -> Floats:
     """Side a's duals raised until they cover every pair outside the graph too: a proof with a gap."""
     a = search.a
-    found = search.best(_all(a), a.y, 1, known=search.known(graph)[0])
+    found = search.best(everyone(a), a.y, 1, known=search.known(graph)[0])
     covering = a.y.copy()
     covering[found.asked] = found.net_s
     return covering
 
 
-def _with_alternatives(search: _Search, solution: Solution, near: int) -> Solution:
+def _with_alternatives(search: Search, solution: Solution, near: int, *, is_priced: bool) -> Solution:
     """The solution with each ride's cheapest pairs, and what those that are cheaper for the ride cost the city."""
     problem, pairs = search.problem, solution.pairs
     cheapest = augment.cheapest_of(pairs.ride, pairs.cost_s, problem.n_rides, near)
-    taken = pairs.driver == solution.driver_of[pairs.ride]
-    chosen_s = problem.price_s.copy()
-    chosen_s[pairs.ride[taken]] = pairs.cost_s[taken]
+    chosen_s = paid_by(problem, pairs, solution.driver_of)
     row, column = np.nonzero(cheapest >= 0)
     is_cheaper = pairs.cost_s[cheapest[row, column]] < chosen_s[row]
     is_cheaper &= solution.driver_of[row] != UNMATCHED  # a ride that is left lost no pair to another
-    row, column = row[is_cheaper][:CITY_PRICED_MAX], column[is_cheaper][:CITY_PRICED_MAX]
+    most = CITY_PRICED_MAX if is_priced else 0  # only an optimum tells what leaving it costs
+    row, column = row[is_cheaper][:most], column[is_cheaper][:most]
     pair = cheapest[row, column]
     ride, driver = pairs.ride[pair], pairs.driver[pair]
     gain_s = problem.price_s[pairs.ride] - pairs.cost_s
@@ -441,7 +350,7 @@ def only_told(solution: Solution) -> Solution:
     )
 
 
-def _pairs(search: _Search, graph: _Graph) -> Pairs:
+def _pairs(search: Search, graph: Graph) -> Pairs:
     problem = search.problem
     ride, driver = (graph.a, graph.b) if search.rides_are_a else (graph.b, graph.a)
     keep = augment.ordered(ride, driver, problem.n_rides, problem.n_drivers)

@@ -19,14 +19,16 @@ from geo.distance import distance_m
 from geo.index import DriverIndex
 from matcher.batch import Batch
 from matcher.model import RideId, Slot, TripId
-from matcher.outcomes import Pairing
-from matcher.problem import UNMATCHED, Ints, Solution
+from matcher.outcomes import LostPairing, Pairing
+from matcher.plain import Barred, order_of
+from matcher.problem import UNMATCHED, Ints, Solution, on_grid
 
 #: Rides a part: what is explained at a time, some milliseconds of work.
 PART_RIDES = 64
 #: Cheapest pairs of each ride that are looked at for explanations; those beside the chosen one are told.
 NEAR = 4
-#: Drivers left out for their age are counted for so many unmatched rides a batch: some microseconds each.
+#: Drivers left out for their age, and with road times those within a straight line's reach, are counted for so
+#: many unmatched rides a batch: that takes microseconds to a few milliseconds each.
 STALE_COUNTED_MAX = 200
 
 
@@ -38,6 +40,9 @@ class Reason(StrEnum):
     PRICE_ABOVE_LIMIT = "price_above_limit"  # there are, and each costs more than leaving the ride
     OUTBID = "outbid"  # there are, and others were worth more to them
     DRIVER_WENT_STALE = "driver_went_stale"  # the chosen driver fell silent while the batch was solved (P5)
+    NO_WAY_WORTH_ITS_PRICE = "no_way_worth_its_price"  # by road times; a straight line may reach somebody
+    NOT_LOOKED_AT = "not_looked_at"  # the solver failed, and the time was up before the greedy came to the ride
+    LOST_AT_COMMIT = "lost_at_commit"  # the pairing dropped out when the plan was committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,11 @@ class Unmatched:
     ride_id: RideId
     reason: Reason
     detail: Mapping[str, Any]
+
+
+def lost_of(lost: LostPairing) -> Unmatched:
+    """A ride whose pairing dropped out at the commit; `why` in its detail is one of the LOST_ constants."""
+    return Unmatched(lost.pairing.ride_id, Reason.LOST_AT_COMMIT, {"why": lost.why})
 
 
 @dataclass(slots=True)
@@ -185,7 +195,10 @@ class Explainer:
         self._ride_of: dict[int, int] = {
             driver: ride for ride, driver in enumerate(decided.solution.driver_of.tolist()) if driver != UNMATCHED
         }
-        self._stale_counted = 0
+        self._barred = Barred(self._batch.problem)
+        looked = decided.solution.numbers.get("looked", rides)
+        self._not_looked_at = frozenset(order_of(self._batch.problem)[looked:].tolist() if looked < rides else ())
+        self._counted = 0
 
     def prepare(self, rides: Ints) -> None:
         """Gathers what `matched` will say of these rides, column by column: far quicker than pair by pair."""
@@ -252,11 +265,14 @@ class Explainer:
 
     def _compared(self, row: _Row, chosen: _Row, city_more_s: float) -> dict[str, Any]:
         """Why this pair lost: dearer for the ride itself, or cheaper for it and dearer for the others."""
-        more_s = row.cost_s - chosen.cost_s
-        compared = self._described(row) | {"more_s": round(more_s, 3), "why": why_not(more_s)}
+        more_s, at_least = row.cost_s - chosen.cost_s, math.isnan(city_more_s)
+        whole_s = row.reduced_s if at_least else city_more_s
+        compared = self._described(row) | {
+            "more_s": round(more_s, 3),
+            "why": why_not(more_s, whole_s, at_least=at_least),
+        }
         if more_s < 0.0:
-            whole_s = row.reduced_s if math.isnan(city_more_s) else city_more_s
-            compared["others_more_s"] = round(whole_s - more_s, 3)
+            compared |= {"others_more_s": round(whole_s - more_s, 3), "at_least": at_least}
         rival = self._ride_of.get(row.driver)
         if rival is not None:
             compared["rival_ride_id"] = self._batch.demand.rides[rival].ride_id
@@ -271,37 +287,56 @@ class Explainer:
         costs, price_s = pairs.cost_s[places], float(batch.demand.price_s[ride])
         refused = self._refusing(ride) if one.ride_id in batch.demand.refused else 0
         detail: dict[str, Any] = {
-            "candidates": len(costs),
+            "candidates_told": min(len(costs), NEAR),  # of those allowed, the cheapest; how many more is not known
             "refused": refused,
             "price_of_leaving_s": round(price_s, 3),
             "idle_drivers": len(batch.supply.driver_ids),
         }
         if len(costs):
             detail["cheapest_s"] = round(float(costs.min()), 3)
-        if not len(costs) and self._stale_counted < STALE_COUNTED_MAX:
-            self._stale_counted += 1
-            detail["stale_drivers_skipped"] = batch.supply.stale_within(
-                one.pickup.lat, one.pickup.lon, batch.demand.market.reach_m
-            )
-        return Unmatched(one.ride_id, reason_of(costs.tolist(), price_s, refused, went_stale=went_stale), detail)
+        if ride in self._not_looked_at:
+            return Unmatched(one.ride_id, Reason.NOT_LOOKED_AT, detail)
+        reason = reason_of(costs.tolist(), price_s, refused, went_stale=went_stale)
+        if not len(costs):
+            is_counted, self._counted = self._counted < STALE_COUNTED_MAX, self._counted + 1
+            if is_counted:
+                detail["stale_drivers_skipped"] = batch.supply.stale_within(
+                    one.pickup.lat, one.pickup.lon, batch.demand.market.reach_m
+                )
+            if batch.problem.has_ways and not (is_counted and self._is_out_of_reach(ride)):
+                reason = Reason.NO_WAY_WORTH_ITS_PRICE  # pairs that were never priced by road may be among them
+        return Unmatched(one.ride_id, reason, detail)
+
+    def _is_out_of_reach(self, ride: int) -> bool:
+        """Whether nobody who may serve the ride, those who refused it left out, is near even by a straight line."""
+        everybody = np.arange(self._batch.problem.n_drivers, dtype=np.int32)
+        return self._might_serve(ride, everybody) == self._might_serve(ride, self._barred(ride))
 
     def _refusing(self, ride: int) -> int:
         """How many drivers refused the ride that are within its reach and might serve it otherwise."""
+        return self._might_serve(ride, self._barred(ride))
+
+    def _might_serve(self, ride: int, driver: Ints) -> int:
+        """How many of these drivers are within the ride's reach by a straight line, with a vehicle that will do."""
         problem = self._batch.problem
-        driver = problem.barred_driver[problem.barred_ride == ride]
         away_m = distance_m(
             problem.ride_lat[ride], problem.ride_lon[ride], problem.driver_lat[driver], problem.driver_lon[driver]
         )
-        might = (away_m <= problem.reach_m) & (away_m * problem.s_per_m <= problem.reach_s)
+        might = (away_m <= problem.reach_m) & (on_grid(away_m * problem.s_per_m) <= problem.reach_s)
         might &= np.isfinite(problem.extra_s[problem.ride_kind[ride], problem.driver_kind[driver]])
         return int(np.count_nonzero(might))
 
 
-def why_not(more_s: float) -> str:
-    """Why a pair was not chosen that costs its ride so much more than the chosen one."""
-    if more_s > 0.0:
-        return "dearer_for_this_ride"
-    return "equal" if more_s == 0.0 else "dearer_for_the_city"
+def why_not(more_s: float, city_more_s: float, *, at_least: bool) -> str:
+    """Why a pair was not chosen that costs its ride so much more than the chosen one, and the whole plan so much.
+
+    `at_least`: the latter is a lower bound, of which 0 leaves open whether the plan would cost the same or more.
+    """
+    if more_s >= 0.0:
+        return "dearer_for_this_ride" if more_s > 0.0 else "equal"
+    if city_more_s > 0.0:
+        return "dearer_for_the_city"
+    return "no_cheaper_for_the_city" if at_least else "equal_for_the_city"
 
 
 def reason_of(costs: Sequence[float], price_s: float, refused: int = 0, *, went_stale: bool = False) -> Reason:

@@ -14,7 +14,12 @@ import numpy as np
 
 from geo.area import Area
 from geo.model import MarketId
-from matcher.problem import Seconds, on_grid
+from matcher.problem import COST_MAX, Seconds, on_grid
+
+#: The longest time that a limit or a price may name, some 115 days.
+SECONDS_MAX = 1e7
+#: The dearest price of leaving a ride, above twice the longest pickup; it leaves room for the rest of a cost.
+UNMATCHED_S_MAX = COST_MAX / 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,15 @@ class Market:
         for name in ("max_pickup_s", "max_pickup_m", "speed_mps", "solve_s_max", "top_speed_mps"):
             _check(self.id, name, getattr(self, name), least=0.0, open_below=True)
         _check(self.id, "window_s", self.window_s, least=0.0)
+        for name in ("max_pickup_s", "unmatched_base_s", "idle_bonus_s_max", "refusal_s"):
+            _check_most(self.id, name, getattr(self, name))
         for name in ("unmatched_growth", "idle_bonus", "idle_bonus_s_max", "refusal_s"):
             _check(self.id, name, getattr(self, name), least=0.0)
         _check(self.id, "window_s_max", self.window_s_max, least=self.window_s)
         for better, lesser in self.downgrade_s.items():
             for worse, seconds in lesser.items():
                 _check(self.id, f"downgrade_s.{better}.{worse}", seconds, least=0.0)
+                _check_most(self.id, f"downgrade_s.{better}.{worse}", seconds)
         _check(self.id, "detour_factor", self.detour_factor, least=1.0)
         for name in ("candidates_per_ride", "deadline_default_ms", "abandon_after_ms", "seats_max"):
             _check(self.id, name, getattr(self, name), least=1)
@@ -129,12 +137,18 @@ class Market:
         return on_grid(self.refusal_s * share)
 
     def unmatched_s(self, waited_s: Seconds) -> Seconds:
-        """The price of leaving a ride unmatched that has waited so long."""
+        """The price of leaving a ride unmatched that has waited so long; it stops growing at UNMATCHED_S_MAX."""
         base_s = 2.0 * self.max_pickup_s if self.unmatched_base_s is None else self.unmatched_base_s
-        return on_grid(base_s + self.unmatched_growth * waited_s)
+        price_s: Seconds = np.minimum(base_s + self.unmatched_growth * waited_s, UNMATCHED_S_MAX)
+        return on_grid(price_s)
 
 
 def _check(market: MarketId, name: str, value: float, *, least: float, open_below: bool = False) -> None:
     if not math.isfinite(value) or value < least or (open_below and value == least):
         relation = "more than" if open_below else "at least"
         raise ValueError(f"market {market}: {name} is {value!r}; it must be a number of {relation} {least:g}")
+
+
+def _check_most(market: MarketId, name: str, seconds: float | None) -> None:
+    if seconds is not None and seconds > SECONDS_MAX:
+        raise ValueError(f"market {market}: {name} is {seconds!r}; it must be at most {SECONDS_MAX:.0f} seconds")

@@ -23,7 +23,7 @@ Bools = npt.NDArray[np.bool_]
 
 UNMATCHED = -1
 #: Beyond this a double has no room left for fractions that matter.
-COST_MAX = 1e9
+COST_MAX = 1e8
 
 #: Seconds of the way from each pair's driver to its ride, (pairs,); inf where there is none.
 #: Takes the positions of the pairs' rides and drivers. Never below the straight line's bound.
@@ -135,7 +135,8 @@ class Solution:
 
     @property
     def certified(self) -> bool:
-        return self.gap_s == 0.0
+        """Whether the bound proves the plan; a bound above its cost would prove that something is wrong."""
+        return self.bound_s == self.cost_s
 
 
 def on_grid(seconds: Seconds) -> Seconds:

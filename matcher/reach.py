@@ -24,6 +24,8 @@ LEAF_POINTS: Final = 8
 STEP_S: Final = 1.0 / 1024.0
 #: A tree halves at each level, so that no search has more open nodes.
 DEPTH_MAX: Final = 64
+#: Points on one spot have so many partners told apart.
+TWINS_MAX: Final = 2048
 
 
 class Forest(NamedTuple):
@@ -229,27 +231,40 @@ def straight_s(metres: float, s_per_m: float) -> Any:
 
 @njit(cache=True, nogil=True)
 def best_partners(
-    forest: Any, ways: Any, extra_s: Any, known: Any, asking: Any, place: Any, kind: Any, floor: Any, k: int
+    forest: Any, ways: Any, extra_s: Any, known: Any, asking: Any, twin: Any, place: Any, kind: Any, floor: Any, k: int
 ) -> Any:
     """Of each of `asking` the k partners of greatest `weight - extra - way` above its `floor`.
 
     `asking` are positions; `place` (n, 3), `kind` (n,) belong to all points of their side, `floor` runs
-    beside `asking`; `extra_s[kind, partner's kind]` may be infinite. Returns pairs of positions (found, 2)
-    in the order of `asking`, each one's best first, ties by position; their values; and who has k of them,
-    and so perhaps more.
+    beside `asking`; `extra_s[kind, partner's kind]` may be infinite. Where `twin[a]`, asking point a is of the
+    same place and kind as the one before: twins have the same partners, so each is given other k of them, the
+    first ones the best, or all would crowd around the same few. Returns pairs of positions (found, 2), each
+    point's best first, ties by position; their values; and who has perhaps more.
     """
-    pair, value = np.empty((len(asking) * k, 2), np.int32), np.empty(len(asking) * k)
+    room = len(asking) * k
+    pair, value = np.empty((room, 2), np.int32), np.empty(room)
     full, full_count, count = np.empty(len(asking), np.int32), 0, 0
-    stack, hopes, row = np.empty(DEPTH_MAX, np.int32), np.empty(DEPTH_MAX), np.empty(k, np.int32)
-    for a in range(len(asking)):
-        q = asking[a]
-        got = search(forest, ways, extra_s, known, q, place, kind, floor[a], k, row, value[count:], stack, hopes)
-        for s in range(got):
-            pair[count + s, 0], pair[count + s, 1] = q, row[s]
-        count += got
-        if got == k:
-            full[full_count] = q
-            full_count += 1
+    stack, hopes = np.empty(DEPTH_MAX, np.int32), np.empty(DEPTH_MAX)
+    row, worth = np.empty(k + TWINS_MAX, np.int32), np.empty(k + TWINS_MAX)
+    a = 0
+    while a < len(asking):
+        twins, lowest = 1, floor[a]
+        while a + twins < len(asking) and twin[a + twins]:
+            lowest = min(lowest, floor[a + twins])
+            twins += 1
+        wide = k if twins == 1 else k + min(twins, TWINS_MAX)
+        got = search(forest, ways, extra_s, known, asking[a], place, kind, lowest, wide, row, worth, stack, hopes)
+        for t in range(twins):
+            q = asking[a + t]
+            start = 0 if got <= k else t * (got - k) // max(twins - 1, 1)
+            for s in range(start, min(start + k, got)):
+                if worth[s] > floor[a + t]:
+                    pair[count, 0], pair[count, 1], value[count] = q, row[s], worth[s]
+                    count += 1
+            if got >= k:
+                full[full_count] = q
+                full_count += 1
+        a += twins
     return pair[:count].copy(), value[:count].copy(), full[:full_count].copy()
 
 
@@ -291,7 +306,11 @@ def search(forest: Any, ways: Any, extra_s: Any, known: Any, q: int, place: Any,
 
 @njit(cache=True, nogil=True)
 def _hope(forest: Any, ways: Any, node: int, x: float, y: float, z: float) -> Any:
-    """No point of the node is worth more than this, its kind's extra aside; a step is added for rounding."""
+    """No point of the node is worth more than this, its kind's extra aside.
+
+    Exactly: no chord is longer than its arc, and rounding keeps the order of what it rounds. So what can only
+    tie is left out too, which is what ends a search among many points on one spot.
+    """
     box = forest.box
     dx = max(max(box[node, 0] - x, x - box[node, 3]), 0.0)
     dy = max(max(box[node, 1] - y, y - box[node, 4]), 0.0)
@@ -299,7 +318,7 @@ def _hope(forest: Any, ways: Any, node: int, x: float, y: float, z: float) -> An
     away2 = dx * dx + dy * dy + dz * dz
     if away2 > ways.reach_m * ways.reach_m:
         return -np.inf
-    return forest.top[node] - np.sqrt(away2) * ways.s_per_m + STEP_S
+    return forest.top[node] - straight_s(np.sqrt(away2), ways.s_per_m)
 
 
 @njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ a batch and looking at it does not wait for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +156,8 @@ def _candidate(replay: Replay, part: Priced, driver: int, paid_s: float) -> dict
     recorded, solution = replay.recorded, replay.solution
     problem, ride, cost_s = recorded.problem, int(part.rides[0]), float(part.cost_s[0, driver])
     more_s, reduced_s = cost_s - paid_s, cost_s - float(solution.u[ride]) - float(solution.v[driver])
+    known_s = _city_more_s(solution, ride, driver)
+    city_more_s = reduced_s if known_s is None else known_s
     rivals = np.flatnonzero(solution.driver_of == driver).tolist()
     terms = {
         "way": float(part.way_s[0, driver]),
@@ -165,10 +168,11 @@ def _candidate(replay: Replay, part: Priced, driver: int, paid_s: float) -> dict
         "driver_id": recorded.record.driver_ids[driver],
         "cost_s": round(cost_s, 3),
         "terms": {name: round(value, 3) for name, value in terms.items() if value or name == "way"},
-        "why": _why(int(solution.driver_of[ride]), driver, more_s),
+        "why": _why(int(solution.driver_of[ride]), driver, more_s, city_more_s, at_least=known_s is None),
         "more_s": round(more_s, 3),
         "reduced_s": round(reduced_s, 3),
-        "others_more_s": round(reduced_s - more_s, 3) if more_s < 0.0 else None,
+        "others_more_s": round(city_more_s - more_s, 3) if more_s < 0.0 else None,
+        "at_least": known_s is None if more_s < 0.0 else None,
         "rival_ride_id": None,
     }
     if rivals and rivals[0] != ride:
@@ -176,7 +180,19 @@ def _candidate(replay: Replay, part: Priced, driver: int, paid_s: float) -> dict
     return told
 
 
-def _why(chosen: int, driver: int, more_s: float) -> str:
+def _city_more_s(solution: Solution, ride: int, driver: int) -> float | None:
+    """By how much the whole plan costs more with this pair in it; None where that was not worked out."""
+    if solution.cheapest is None or solution.city_more_s is None:
+        return None
+    for place, city_more_s in zip(solution.cheapest[ride].tolist(), solution.city_more_s[ride].tolist(), strict=True):
+        if place >= 0 and solution.pairs.driver[place] == driver:
+            return None if math.isnan(city_more_s) else city_more_s
+    return None
+
+
+def _why(chosen: int, driver: int, more_s: float, city_more_s: float, *, at_least: bool) -> str:
     if driver == chosen:
         return CHOSEN
-    return DEARER_THAN_LEAVING if chosen == UNMATCHED and more_s >= 0.0 else why_not(more_s)
+    if chosen == UNMATCHED and more_s >= 0.0:
+        return DEARER_THAN_LEAVING
+    return why_not(more_s, city_more_s, at_least=at_least)

@@ -19,7 +19,7 @@ import struct
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -81,16 +81,25 @@ class _ChildDied(Exception):
 
 
 class SolverChild:
-    """One warm child, started when first needed and replaced when it dies. One graph at a time.
+    """One warm child, started when first needed and replaced when it dies. One task at a time.
 
-    Belongs to one event loop, which has to run in a thread that lives as long
-    as the child is needed (see PR_SET_PDEATHSIG).
+    It reads the road networks in `roads` before it takes any. Belongs to one event loop, which has to run in
+    a thread that lives as long as the child is needed (see PR_SET_PDEATHSIG).
     """
 
-    def __init__(self, *, frame_bytes_max: int = FRAME_BYTES_MAX, start_s_max: float = START_S_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        roads: Sequence[str] = (),
+        frame_bytes_max: int = FRAME_BYTES_MAX,
+        start_s_max: float = START_S_MAX,
+    ) -> None:
+        self._roads = tuple(roads)
         self._frame_bytes_max = frame_bytes_max
         self._start_s_max = start_s_max
         self._process: Process | None = None
+        self._starting: asyncio.Task[Process] | None = None
+        self._reaping: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._closed = False
         self.replaced = 0  # children that died or were cut, for metrics
@@ -104,7 +113,7 @@ class SolverChild:
         """Makes sure that a child is warm. Raises SolverFailed."""
         async with self._turn:
             try:
-                await self._warm()
+                await self._warm(self._start_s_max + CLOSE_S_MAX)
             except _ChildDied as died:
                 raise SolverFailed(f"the solver did not start: {died}") from died
 
@@ -166,22 +175,27 @@ class SolverChild:
         return frame
 
     async def _attempts(self, exchange: Callable[[Process], Awaitable[Result]], limit_s: float) -> Result:
-        """One exchange with a warm child, again with a new one where it died, within `limit_s` in all, starts aside."""
+        """One exchange with a warm child, again with a new one where it died; all of it within `limit_s`.
+
+        Whoever waits for a turn, or for a child that is still starting, waits no longer than that either.
+        """
         loop = asyncio.get_running_loop()
-        async with self._turn:
-            left_s = limit_s
+        until_s = loop.time() + limit_s
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise SolverFailed(f"the solver was busy for {limit_s:.1f} s") from None
+        try:
             for attempt in range(1, ATTEMPTS_MAX + 1):
                 try:
-                    process = await self._warm()
-                    began = loop.time()
-                    try:
-                        return await self._bounded(process, exchange, left_s)
-                    finally:
-                        left_s -= loop.time() - began
+                    process = await self._warm(until_s - loop.time())
+                    return await self._bounded(process, exchange, until_s - loop.time())
                 except _ChildDied as died:
-                    await self._end("died")
                     log.warning("solver child died (attempt %d of %d): %s", attempt, ATTEMPTS_MAX, died)
             raise SolverFailed(f"{ATTEMPTS_MAX} solver children died over this batch")
+        finally:
+            self._turn.release()
 
     async def _bounded(
         self, process: Process, exchange: Callable[[Process], Awaitable[Result]], left_s: float
@@ -190,64 +204,90 @@ class SolverChild:
             async with asyncio.timeout(left_s):
                 return await exchange(process)
         except TimeoutError:
-            await self._end("overran")
+            self._discard("overran")
             raise SolverFailed(f"no solution within {left_s:.1f} s") from None
-        except BaseException:  # cancelled or out of step: nobody will read this child's answer
-            self._kill()
+        except BaseException:  # died, cancelled or out of step: nobody may read what this child still answers
+            self._discard("was given up")
             raise
 
-    async def _warm(self) -> Process:
+    async def _warm(self, within_s: float) -> Process:
+        """A child that has said hello. One that takes longer goes on starting, for the next call."""
         if self._closed:
             raise SolverFailed("the solver is closed")
         if self._process is not None and self._process.returncode is None:
             return self._process
-        await self._end("ended")
-        self._process = await _spawn()
+        self._discard("ended")
+        if self._starting is None:
+            self._starting = asyncio.create_task(_started(self._roads, self._start_s_max, self._frame_bytes_max))
+            self._starting.add_done_callback(_heard)
         try:
-            async with asyncio.timeout(self._start_s_max):
-                await _read_frame(self._process, self._frame_bytes_max)  # its hello: imports are done
+            async with asyncio.timeout(within_s):
+                process = await asyncio.shield(self._starting)
         except TimeoutError:
-            await self._end("was slow to start")
-            raise _ChildDied(f"no hello within {self._start_s_max} s") from None
-        except BaseException:
-            self._kill()
+            raise SolverFailed("the solver is still starting") from None
+        except (_ChildDied, SolverFailed):
+            self._starting = None
             raise
-        return self._process
+        self._starting, self._process = None, process
+        return process
 
-    def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-
-    async def _end(self, why: str) -> None:
-        """Kills and reaps the present child, if there is one."""
-        process = self._process
+    def _discard(self, why: str) -> None:
+        """Lets go of the present child at once, so that nobody else reads its answers; it is reaped beside."""
+        process, self._process = self._process, None
         if process is None:
             return
-        self._kill()
-        await _reap(process)
-        self._process = None
+        if process.returncode is None:
+            process.kill()
         self.replaced += 1
-        log.warning("solver child %d %s (status %s)", process.pid, why, process.returncode)
+        log.warning("solver child %d %s", process.pid, why)
+        reaping = asyncio.create_task(_reap(process))
+        self._reaping.add(reaping)
+        reaping.add_done_callback(self._reaping.discard)
 
     async def close(self) -> None:
         """Ends the child; later calls raise SolverFailed."""
         self._closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(CLOSE_S_MAX):
-                await process.wait()
-        except TimeoutError:
+        if process is not None:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                async with asyncio.timeout(CLOSE_S_MAX):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+            await _reap(process)
+        if self._reaping:
+            await asyncio.wait(set(self._reaping))
+
+
+def _heard(starting: asyncio.Task[Process]) -> None:
+    """A start that failed while nobody waited for it is told to the next who does."""
+    if not starting.cancelled():
+        starting.exception()
+
+
+async def _started(roads: Sequence[str], start_s_max: float, bytes_max: int) -> Process:
+    process = await _spawn(roads)
+    try:
+        async with asyncio.timeout(start_s_max):
+            await _read_frame(process, bytes_max)  # its hello: imports are done
+    except BaseException as error:
+        if process.returncode is None:
             process.kill()
         await _reap(process)
+        if isinstance(error, TimeoutError):
+            raise _ChildDied(f"no hello within {start_s_max} s") from None
+        raise
+    return process
 
 
-async def _spawn() -> Process:
+async def _spawn(roads: Sequence[str]) -> Process:
     path = os.pathsep.join(part for part in (ROOT, os.environ.get("PYTHONPATH", "")) if part)
-    command = (sys.executable, "-P", "-m", "matcher.solver_child", str(os.getpid()))
+    command = (sys.executable, "-P", "-m", "matcher.solver_child", str(os.getpid()), *roads)
     environment = {**os.environ, "PYTHONPATH": path, **_cache_of_its_own()}
     try:
         return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)

@@ -96,10 +96,17 @@ class NewBatch:
 async def encoded(
     market: MarketId, batch_id: str, summary: Mapping[str, Any], data: bytes | None, waits: Sequence[Wait]
 ) -> NewBatch:
-    """Deflates `data`, the input, in a thread: so it stays within a packet even where each byte of it would be escaped.
+    """Deflates `data`, the input: so it stays within a packet even where each byte of it would be escaped.
 
-    Raises ValueError for what is larger than its bound or no JSON; of two waits of one ride the last counts.
+    All of it in a thread, for the details of thousands of waits take long too. Raises ValueError for what is larger
+    than its bound or no JSON; of two waits of one ride the last counts.
     """
+    return await asyncio.to_thread(_encoded, market, batch_id, summary, data, waits)
+
+
+def _encoded(
+    market: MarketId, batch_id: str, summary: Mapping[str, Any], data: bytes | None, waits: Sequence[Wait]
+) -> NewBatch:
     if not can_be_id(batch_id, _ID_BYTES_MAX):
         raise ValueError(f"{batch_id[:20]!r} is no batch's id")
     if data is not None and len(data) > INPUT_BYTES_MAX:
@@ -109,7 +116,7 @@ async def encoded(
         market=market,
         batch_id=batch_id,
         summary=_json(summary, SUMMARY_BYTES_MAX, "summary"),
-        input=None if data is None else await asyncio.to_thread(zlib.compress, data, 1),
+        input=None if data is None else zlib.compress(data, 1),
         input_bytes=None if data is None else len(data),
         waits=[(ride_id, *details[ride_id]) for ride_id in sorted(details)],
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from geo.model import DriverId, MarketId
+from matcher import store_batches
 from matcher.errors import LeaseLost
 from matcher.ids import new_ride_id, time_ordered
 from matcher.model import Move, Ride, RideId, Trip
 from matcher.outcomes import BatchRecord, DriverHistory, RideWait
-from matcher.store_batches import DROP_MAX, INPUT_BYTES_MAX
+from matcher.store_batches import DROP_MAX, INPUT_BYTES_MAX, encoded
 from tests.stores import HOLDER, HOUR_MS, MARKET, StoreCase, pairing
 
 ROME = MarketId("rome")
@@ -101,6 +103,20 @@ class TestRecords:
         with pytest.raises(ValueError):
             await record(case, batch_id, summary=summary, waits=[(new_ride_id(), "outbid", detail)])
         assert await ids_of(case) == []
+
+
+async def test_a_record_is_encoded_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of details take tens of milliseconds."""
+    threads, [batch_id] = set[int](), batch_ids(1)
+
+    def json_of(value: Mapping[str, Any]) -> str:
+        threads.add(threading.get_ident())
+        return "{}"
+
+    monkeypatch.setattr(store_batches, "json_of", json_of)
+    await encoded(MARKET, batch_id, {}, None, [(new_ride_id(), "outbid", {})])
+    assert threads.isdisjoint({threading.get_ident()})
+    assert threads
 
 
 class TestInputs:

@@ -125,7 +125,7 @@ async def test_why_a_ride_waits_is_written_when_it_is_new_or_changes(url: str, s
         ride_id = await city.request()
         async with running(city.dispatcher().run()):
             wait = await wait_of(city, ride_id, "no_driver_in_reach")
-            assert wait.detail["candidates"] == 0
+            assert wait.detail["candidates_told"] == 0
             batches = len(city.reports)
             await until(lambda: len(city.reports) >= batches + 3, "some more batches")
             assert await city.store.ride_wait(ride_id) == wait  # said once
@@ -133,7 +133,7 @@ async def test_why_a_ride_waits_is_written_when_it_is_new_or_changes(url: str, s
             await city.reaches(ride_id, RideState.ASSIGNED)
             await city.does(ride_id, Move.DRIVER_CANCEL)
             wait = await wait_of(city, ride_id, "all_refused")
-            assert (wait.detail["candidates"], wait.detail["refused"]) == (0, 1)
+            assert (wait.detail["candidates_told"], wait.detail["refused"]) == (0, 1)
 
 
 async def test_a_reason_that_stays_is_written_again_after_a_while(
@@ -145,7 +145,7 @@ async def test_a_reason_that_stays_is_written_again_after_a_while(
         async with running(city.dispatcher().run()):
             first = await wait_of(city, ride_id, "no_driver_in_reach")
             second = await wait_of(city, ride_id, "no_driver_in_reach", beside=first.batch_id)
-        assert (second.detail["candidates"], second.at_ms > first.at_ms) == (0, True)
+        assert (second.detail["candidates_told"], second.at_ms > first.at_ms) == (0, True)
 
 
 async def test_a_record_that_cannot_be_written_costs_no_match_and_its_waits_come_with_the_next(
@@ -168,6 +168,18 @@ async def test_a_record_that_cannot_be_written_costs_no_match_and_its_waits_come
             each.batch_id for each in await city.store.batches(NYC, before=None, limit=100)
         }
         assert wait.batch_id != city.reports[0].batch_id
+
+
+async def test_a_wait_whose_record_failed_is_written_with_the_next_batch_though_its_reason_stays(
+    url: str, solver: SolverChild
+) -> None:
+    async with city_of(url, solver) as city:
+        ride_id = await city.request()
+        store = Watched(city.store)
+        store.faults["record_batch"] = [StoreUnavailable("no room left")] * 2
+        async with running(city.dispatcher(store=store).run()):
+            wait = await wait_of(city, ride_id, "no_driver_in_reach")
+        assert wait.batch_id == city.reports[2].batch_id
 
 
 class TestHistories:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ class TestDeaths:
         monkeypatch.setattr(solver_module, "GRACE_S", 0.2)
         with pytest.raises(SolverFailed, match="no solution within 0.3 s"):
             await child.solve(crowd(10, 10), 0.1)
-        assert is_gone(hung)
+        await until(lambda: is_gone(hung), "the hung child is gone")
         await still_works(child)
 
     async def test_an_assignment_that_is_too_slow_is_cut_although_it_looks_at_no_clock(
@@ -340,21 +341,55 @@ class TestDeaths:
         slow = pid_of(child)
         with pytest.raises(SolverFailed, match="no solution within"):
             await child.assign(random_graph(1500, 1500), 0.02)
-        assert is_gone(slow)
+        await until(lambda: is_gone(slow), "the slow child is gone")
 
     async def test_a_cancelled_caller_leaves_no_answer_for_the_next(self, child: SolverChild) -> None:
-        task = asyncio.create_task(child.assign(random_graph(600, 600), LIMIT_S))
+        os.kill(pid_of(child), signal.SIGSTOP)  # so that it has certainly not answered yet
+        task = asyncio.create_task(child.assign(random_graph(20, 20), LIMIT_S))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         await still_works(child)
 
+    async def test_an_answer_that_nobody_waits_for_any_more_reaches_nobody_else(self, child: SolverChild) -> None:
+        first, second = crowd(40, 40, seed=1), crowd(40, 40, seed=2)
+        given_up = asyncio.create_task(child.solve(first, LIMIT_S))
+        waiting = asyncio.create_task(child.solve(second, LIMIT_S))
+        await asyncio.sleep(0.02)  # the first is sent
+        time.sleep(0.5)  # its answer is in the pipe before the loop can read it
+        given_up.cancel()
+        assert (await waiting).cost_s == optimum.solve(second).cost_s
+
+    async def test_whoever_waits_for_a_turn_waits_no_longer_than_its_own_limit(
+        self, child: SolverChild, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(solver_module, "GRACE_S", 0.2)
+        os.kill(pid_of(child), signal.SIGSTOP)
+        patient = asyncio.create_task(child.solve(crowd(10, 10), 2.0))
+        await asyncio.sleep(0)
+        with pytest.raises(SolverFailed, match="busy"):
+            await child.solve(crowd(10, 10), 0.1)
+        with pytest.raises(SolverFailed, match="no solution within"):
+            await patient
+
+    async def test_a_batch_does_not_wait_for_a_child_that_is_slow_to_start(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(solver_module, "GRACE_S", 0.05)
+        solver = SolverChild()
+        with pytest.raises(SolverFailed, match="still starting"):
+            await solver.solve(crowd(10, 10), 0.01)
+        await solver.start()  # the same child, which went on starting
+        await still_works(solver)
+        assert solver.replaced == 0
+        await solver.close()
+
     async def test_a_batch_over_which_every_child_dies_fails_alone(
         self, child: SolverChild, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(solver_module, "ATTEMPTS_MAX", 2)
-        task = asyncio.create_task(child.solve(crowd(30, 30), LIMIT_S))
+        task = asyncio.create_task(child.solve(crowd(4000, 4000), LIMIT_S))
         killed: set[int] = set()
         while not task.done():
             if child.pid is not None and child.pid not in killed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -111,6 +112,24 @@ def test_a_search_cut_short_is_feasible_and_its_bound_holds(seed: int, n: int, m
     assert cut.certified == (cut.gap_s == 0.0)
 
 
+@settings(max_examples=80, deadline=None)
+@given(seeds, st.integers(1, 100), st.integers(1, 100), st.integers(1, 4), st.sampled_from([50, 500, 10**6]))
+def test_its_bound_holds_after_however_many_rounds_and_road_times(
+    seed: int, n: int, m: int, rounds: int, ways_max: int
+) -> None:
+    times, by_road = crooked(drawn(seed, n, m), seed)
+
+    def ways(ride: Ints, driver: Ints) -> Floats:
+        return times[ride, driver]
+
+    for given_problem in (by_road, dataclasses.replace(by_road, has_ways=False)):
+        looks = itertools.count(1)
+        cut = solve(given_problem, ways, is_over=lambda looks=looks: next(looks) >= rounds, ways_max=ways_max)  # type: ignore[misc]
+        whole = solve(given_problem, ways)
+        assert cut.bound_s <= whole.cost_s <= cut.cost_s
+        assert not cut.certified or cut.cost_s == whole.cost_s
+
+
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(1, 80), st.integers(1, 80))
 def test_the_same_problem_gives_the_same_plan(seed: int, n: int, m: int) -> None:
@@ -142,3 +161,47 @@ def test_a_wrong_plan_is_refused_by_the_certificate() -> None:
             prove(given_problem, dataclasses.replace(good, driver_of=wrong))
     with pytest.raises(NoProof, match="could improve"):
         prove(given_problem, dataclasses.replace(good, u=good.u + 1.0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.integers(1, 60), st.integers(1, 60), st.integers(0, 6))
+def test_a_plan_that_is_cut_short_is_no_dearer_than_greedy(seed: int, n: int, m: int, looks: int) -> None:
+    left = iter(range(looks))
+    cut = solve(drawn(seed, n, m), is_over=lambda: next(left, None) is None, near=3)
+    assert cut.greedy_s is None or cut.cost_s <= cut.greedy_s
+    assert cut.bound_s <= cut.cost_s
+    paid_s = drawn(seed, n, m).price_s.copy()
+    taken = cut.pairs.driver == cut.driver_of[cut.pairs.ride]
+    paid_s[cut.pairs.ride[taken]] = cut.pairs.cost_s[taken]
+    assert paid_s.sum() == cut.cost_s
+
+
+@pytest.mark.parametrize("shape", [(1500, 4000), (4000, 1500)])
+def test_a_stadium_that_empties_is_solved_in_a_few_rounds(shape: tuple[int, int]) -> None:
+    n, m = shape
+    rng = np.random.default_rng(9)
+    rides, drivers = (around(rng, count, lat=40.7, lon=-74.0, spread=0.03, spots=4) for count in shape)
+    for places in (rides, drivers) if n < m else (drivers, rides):
+        places[0][: n // 2], places[1][: n // 2] = 40.7, -74.0
+        break
+    given_problem = problem(rides, drivers, price_s=3600.0 + rng.random(n) * 60.0)
+    solution = solve(given_problem)
+    check_all(given_problem, solution)
+    assert solution.numbers["rounds"] <= 40
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.integers(2, 40), st.integers(2, 40), st.integers(1, 300))
+def test_a_limit_of_road_times_is_kept_and_bounds_nothing_away(seed: int, n: int, m: int, most: int) -> None:
+    times, given_problem = crooked(drawn(seed, n, m), seed)
+    asked: list[int] = []
+
+    def ways(ride: Ints, driver: Ints) -> Floats:
+        asked.append(len(ride))
+        return times[ride, driver]
+
+    limited = solve(given_problem, ways, ways_max=most)
+    assert sum(asked) <= most
+    whole = solve(given_problem, ways)
+    assert limited.bound_s <= whole.cost_s <= limited.cost_s
+    assert not limited.certified or limited.cost_s == whole.cost_s

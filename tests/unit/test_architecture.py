@@ -65,6 +65,7 @@ PURE = (
     "matcher.augment",
     "matcher.greedy",
     "matcher.optimum",
+    "matcher.sides",
     "matcher.assignment",
     "matcher.batch",
     "matcher.plan",

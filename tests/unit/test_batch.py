@@ -263,11 +263,11 @@ class TestWhatADriverCostsMore:
     def test_the_risk_of_a_refusal_is_priced_by_what_the_driver_refused(self) -> None:
         histories = {
             each.driver_id: each
-            for each in (history_of("idle", trips=4, refused=2), history_of("new", trips=7, refused=0))
+            for each in (history_of("idle", trips=6, refused=2), history_of("new", trips=7, refused=0))
         }
         batch = self.batch(market_with(refusal_s=100.0), histories=histories)
-        assert [extra_of(batch, name) for name in ("idle", "new", "unknown")] == [50.0, 0.0, 0.0]
-        assert batch.refusal_s.tolist() == [50.0, 0.0, 0.0]
+        assert [extra_of(batch, name) for name in ("idle", "new", "unknown")] == [37.5, 0.0, 0.0]
+        assert batch.refusal_s.tolist() == [37.5, 0.0, 0.0]
 
     def test_a_market_without_these_prices_asks_for_neither(self) -> None:
         batch = self.batch(

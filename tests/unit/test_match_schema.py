@@ -96,6 +96,8 @@ class TestItemsOfPoints:
             (ride(waited_s=-1), "/waited_s", "invalid"),
             (ride(price_s=math.inf), "/price_s", "invalid"),
             (ride(refused="d"), "/refused", "invalid"),
+            (ride(waited_s=1.1e7), "/waited_s", "invalid"),
+            (ride(price_s=1.1e7), "/price_s", "invalid"),
             (ride(color="red"), "/color", "invalid"),
             (7, "", "invalid"),
             (None, "", "invalid"),
@@ -118,6 +120,7 @@ class TestItemsOfPoints:
             (driver(seats=65), "/seats"),
             (driver(idle_s=-1.0), "/idle_s"),
             (driver(remaining_s=math.nan), "/remaining_s"),
+            (driver(remaining_s=1.1e7), "/remaining_s"),
             (driver(pickup=PLACE), "/pickup"),
         ],
     )
@@ -158,6 +161,7 @@ class TestWholeBodies:
             ({"rides": [], "drivers": [], "riders": []}, "/riders"),
             ({"rides": [], "drivers": [], "market": "mars"}, "/market"),
             ({"rides": [], "drivers": [], "limits": {"max_pickup_s": 0}}, "/limits/max_pickup_s"),
+            ({"rides": [], "drivers": [], "limits": {"max_pickup_s": 1.1e7}}, "/limits/max_pickup_s"),
             ({"rides": [], "drivers": [], "limits": {"max": 1}}, "/limits/max"),
             ({"rides": [], "drivers": [], "costs": [], "unmatched": 1}, "/rides"),
             ({"rides": [], "drivers": [], "unmatched": 1}, "/unmatched"),
@@ -216,8 +220,8 @@ class TestWholeBodies:
 
 class TestPointsToPlan:
     @staticmethod
-    def planned(body: dict[str, Any]) -> Any:
-        read = points(body)
+    def planned(body: dict[str, Any], market: Market = NYC) -> Any:
+        read = points(body, markets=(market,))
         batch = batch_of(read, TAGS, ANN)
         assert not batch.problem.has_ways
         solution = optimum.solve(batch.problem, near=NEAR, compare=True)
@@ -276,6 +280,32 @@ class TestPointsToPlan:
         assert math.fsum(made.duals.rides.values()) + math.fsum(made.duals.drivers.values()) == pytest.approx(
             made.batch.cost_s, abs=0.001
         )
+        assert {each.way for pair in made.plan for each in pair.alternatives} == {"straight line"}
+
+    def test_the_longest_limits_wait_and_price_still_make_a_problem(self) -> None:
+        body = {
+            "rides": [ride("a", waited_s=1e7), ride("b", price_s=1e7)],
+            "drivers": [driver(idle_s=1e7, remaining_s=1e7)],
+            "limits": {"max_pickup_s": 1e7},
+        }
+        made = self.planned(body, replace(NYC, unmatched_growth=1e6))
+        assert (made.errors, made.batch.certified) == ([], True)
+
+    def test_a_plan_without_a_proof_has_no_duals_and_counts_all_pairs_looked_at(self) -> None:
+        there = [{"lat": 40.75 + 0.001 * n, "lon": -73.98} for n in range(6)]
+        read = points(
+            {
+                "rides": [ride(f"r{n}", pickup=place) for n, place in enumerate(there)],
+                "drivers": [driver(f"d{n}", at=place) for n, place in enumerate(there)],
+            }
+        )
+        batch = batch_of(read, TAGS, ANN)
+        solution = optimum.solve(batch.problem, near=1, compare=True, is_over=lambda: True)
+        unproven = replace(optimum.only_told(solution), bound_s=solution.cost_s - 1.0)
+        made = points_out(Decided(batch, unproven), [], with_duals=True)
+        assert len(unproven.pairs) < solution.numbers["pairs"]
+        assert (made.duals, made.batch.certified, made.batch.pairs) == (None, False, solution.numbers["pairs"])
+        assert made.batch.scope == f"the {made.batch.pairs} pairs looked at"
 
 
 class TestMatrix:
@@ -347,9 +377,14 @@ class TestMatrix:
         out = matrix_out(read, DecidedGraph(read.graph, solved, 0.0, is_greedy=False), [], with_duals=True)
         assert [(each.ride_id, each.driver_id, each.cost) for each in out.plan] == [("0", "1", 2.0), ("1", "0", 1.0)]
         other = out.plan[0].alternatives[0]
-        assert (other.driver_id, other.why, other.more, other.rival_ride_id) == ("0", "dearer_for_the_city", -1.0, "1")
+        assert (other.driver_id, other.why, other.more, other.rival_ride_id) == (
+            "0",
+            "no_cheaper_for_the_city",
+            -1.0,
+            "1",
+        )
         assert other.others_more is not None
-        assert other.others_more >= 1.0
+        assert (other.others_more >= 1.0, other.at_least) == (True, True)
         assert out.plan[1].alternatives[0].why == "dearer_for_this_ride"
         assert [(each.ride_id, each.reason) for each in out.unmatched] == [
             ("2", "no_driver_in_reach"),
@@ -392,6 +427,13 @@ class TestGreedyStandIn:
         graph = CandidateGraph(1, 1, one, one, np.array([1.0]), np.array([5.0]))
         assert greedily(graph, is_over=lambda: True).driver_of.tolist() == [UNMATCHED]
         assert greedily(graph, is_over=lambda: False).driver_of.tolist() == [0]
+
+    def test_a_ride_that_is_cut_off_says_so_and_a_plan_without_a_proof_has_no_duals(self) -> None:
+        read = matrix({"costs": [[1]], "unmatched": 5})
+        cut = greedily(read.graph, is_over=lambda: True)
+        out = matrix_out(read, DecidedGraph(read.graph, cut, 0.0, is_greedy=True), [], with_duals=True)
+        assert [each.reason for each in out.unmatched] == ["not_looked_at"]
+        assert (out.batch.certified, out.duals) == (False, None)
 
 
 def cheapest_by_trying(costs: Any, prices: Any) -> float:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matcher import optimum
-from matcher.plain import greedy
+from matcher.plain import greedy, order_of
 from matcher.problem import UNMATCHED, Problem, Solution, on_grid
 from tests.certificate import STEP_S, cost_matrix
 from tests.problems import drawn, problem
@@ -73,6 +73,8 @@ def test_its_bound_holds_wherever_it_is_cut_off(seed: int, n: int, m: int, looks
     assert solution.bound_s <= best_s + STEP_S * (n + 1)
     assert solution.cost_s >= best_s - STEP_S * (n + 1)
     assert not solution.certified or solution.cost_s <= best_s + STEP_S * (n + 1)
+    assert np.all(solution.u[:, None] + solution.v[None] <= cost_matrix(given_problem))
+    assert np.all(solution.u <= given_problem.price_s)
 
 
 def test_rides_that_are_cut_off_are_left_and_not_taken_for_hopeless() -> None:
@@ -80,6 +82,7 @@ def test_rides_that_are_cut_off_are_left_and_not_taken_for_hopeless() -> None:
     solution = greedy(given_problem, 1.0, is_over=lambda: True)
     assert solution.driver_of.tolist() == [0, UNMATCHED]
     assert (solution.certified, solution.bound_s) == (False, 0.0)
+    assert solution.numbers["looked"] == 1
 
 
 def test_a_ride_that_is_dearer_to_leave_goes_first() -> None:
@@ -112,3 +115,23 @@ def test_where_road_times_count_nothing_is_claimed() -> None:
     solution = greedy(given_problem, 0.5, is_over=never)
     assert solution.pairs.way_s.tolist() == [on_grid(100.0)]
     assert (solution.driver_of.tolist(), solution.certified) == ([0], False)
+    assert solution.bound_s == 0.0  # what is claimed is true by any road
+
+
+def test_where_road_times_count_a_driver_at_the_very_place_proves_nothing_either() -> None:
+    given_problem = dataclasses.replace(on_a_line([0.0], [0.0]), has_ways=True, s_per_m=1 / 40.0)
+    solution = greedy(given_problem, 0.5, is_over=never)
+    assert (solution.driver_of.tolist(), solution.cost_s, solution.certified) == ([0], 0.0, False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crowd_of_drivers_is_searched_as_if_each_were_looked_at(seed: int) -> None:
+    given_problem = drawn(seed, 40, 900)
+    cost, free = cost_matrix(given_problem), np.ones(900, np.bool_)
+    solution = greedy(given_problem, given_problem.s_per_m, is_over=never)
+    for ride in order_of(given_problem).tolist():
+        left_s = np.where(free, cost[ride], np.inf)
+        best = int(left_s.argmin())
+        expected = best if left_s[best] < given_problem.price_s[ride] else UNMATCHED
+        assert solution.driver_of[ride] == expected
+        free[best] &= expected == UNMATCHED

@@ -15,10 +15,11 @@ from geo.distance import between_m
 from geo.feed import pack
 from geo.index import DriverIndex
 from geo.model import DriverId
-from matcher import optimum
+from matcher import optimum, plain
 from matcher.batch import Batch
 from matcher.model import Slot, TripId
-from matcher.plan import NEAR, PART_RIDES, STALE_COUNTED_MAX, Decided, Reason, plan_parts
+from matcher.outcomes import LOST_DRIVER_GONE, LostPairing
+from matcher.plan import NEAR, PART_RIDES, STALE_COUNTED_MAX, Decided, Reason, Unmatched, lost_of, plan_parts
 from tests.batches import (
     NOW_MS,
     RESOLUTION,
@@ -269,6 +270,27 @@ class TestAlternatives:
         assert (other["driver_id"], other["why"], other["rival_ride_id"]) == ("b", "dearer_for_the_city", "r2")
         assert other["more_s"] == pytest.approx(-360.0, abs=0.5)
         assert other["others_more_s"] == pytest.approx(440.0, abs=0.5)  # r2 would have to take a, 5 km away
+        assert other["at_least"] is False
+
+    def test_a_cheaper_pair_that_would_cost_the_city_the_same_is_called_that(self) -> None:
+        rides = [ride_at("r1", east(0)), ride_at("r2", east(0))]
+        index = index_of([fix_at("a", east(-4000)), fix_at("b", east(400))])
+        made = made_of(waiting_of(rides), index, market_with(speed_mps=10.0, detour_factor=1.0))
+        [other] = next(each.decision["alternatives"] for each in made.pairings if each.driver_id == "a")
+        assert (other["driver_id"], other["why"], other["at_least"]) == ("b", "equal_for_the_city", False)
+        assert other["others_more_s"] == -other["more_s"]
+
+    def test_what_the_city_would_pay_is_marked_where_a_lower_bound_alone_is_known(self) -> None:
+        rides = [ride_at("r1", east(0)), ride_at("r2", east(1000))]
+        index = index_of([fix_at("a", east(-4000)), fix_at("b", east(400))])
+        decided = decided_of(batch_of(waiting_of(rides), index, market_with(speed_mps=10.0, detour_factor=1.0)))
+        solution = decided.solution
+        assert solution.city_more_s is not None
+        unknown = dataclasses.replace(solution, city_more_s=np.full_like(solution.city_more_s, np.nan))
+        [other] = plan_of(Decided(decided.batch, unknown), index).pairings[0].decision["alternatives"]
+        assert (other["driver_id"], other["at_least"]) == ("b", True)
+        assert other["why"] in ("dearer_for_the_city", "no_cheaper_for_the_city")
+        assert 360.0 - 0.5 <= other["others_more_s"] <= 440.0 + 0.5
 
     def test_the_cheapest_others_are_told_in_order_and_no_more_than_asked_for(self) -> None:
         index = index_of([fix_at(f"d{n}", east(100.0 * n)) for n in range(9)])
@@ -316,15 +338,16 @@ class TestReasons:
             "outbid": Reason.OUTBID,
             "refused": Reason.ALL_REFUSED,
         }
-        counts = {each.ride_id: (each.detail["candidates"], each.detail["refused"]) for each in made.unmatched}
+        counts = {each.ride_id: (each.detail["candidates_told"], each.detail["refused"]) for each in made.unmatched}
         assert counts == {"far": (0, 0), "outbid": (1, 0), "refused": (0, 1)}
 
-    def test_a_ride_whose_every_driver_is_dearer_than_leaving_it_says_so(self) -> None:
-        market = market_with(classes=("standard", "xl"), downgrade_s={"xl": {"standard": 9000.0}})
+    @pytest.mark.parametrize("price_s", [3610.0, 9000.0])
+    def test_a_ride_whose_every_driver_costs_no_less_than_leaving_it_says_so(self, price_s: float) -> None:
+        market = market_with(classes=("standard", "xl"), downgrade_s={"xl": {"standard": price_s}})
         index = index_of([fix_at("a", east(0), kind="xl")])
         [left] = made_of(waiting_of([ride_at("r", east(0), waited_s=10.0)]), index, market).unmatched
         assert left.reason == Reason.PRICE_ABOVE_LIMIT
-        assert (left.detail["cheapest_s"], left.detail["price_of_leaving_s"]) == (9000.0, 3610.0)
+        assert (left.detail["cheapest_s"], left.detail["price_of_leaving_s"]) == (price_s, 3610.0)
 
     @pytest.mark.parametrize(
         "refuser",
@@ -354,6 +377,59 @@ class TestReasons:
         [left] = made_of(waiting_of([ride_at("r", east(0))]), index).unmatched
         assert left.reason == Reason.NO_DRIVER_IN_REACH
         assert (left.detail["stale_drivers_skipped"], left.detail["idle_drivers"]) == (1, 1)
+
+    def test_a_ride_that_the_greedys_time_did_not_suffice_for_says_so(self) -> None:
+        rides = [ride_at("a", east(0)), ride_at("b", east(0), waited_s=9.0), ride_at("c", east(25_000))]
+        index = index_of([fix_at("d", east(0)), fix_at("e", east(10))])
+        batch = batch_of(waiting_of(rides), index)
+        cut = plain.greedy(batch.problem, batch.problem.s_per_m, is_over=lambda: True)
+        made = plan_of(Decided(batch, cut), index)
+        assert pairs_of(made) == {"b": "d"}
+        assert reasons_of(made) == {"a": Reason.NOT_LOOKED_AT, "c": Reason.NOT_LOOKED_AT}
+
+    def test_a_ride_tells_of_as_many_candidates_as_travel_with_a_solution(self) -> None:
+        rides = [ride_at(f"r{n}", east(0), waited_s=n) for n in range(7)]
+        index = index_of([fix_at(f"d{n}", east(100.0 * n)) for n in range(6)])
+        decided = decided_of(batch_of(waiting_of(rides), index))
+        told = dataclasses.replace(decided, solution=optimum.only_told(decided.solution))
+        for each in (decided, told):
+            [left] = plan_of(each, index).unmatched
+            assert (left.reason, left.detail["candidates_told"]) == (Reason.OUTBID, NEAR)
+
+    @pytest.mark.parametrize(
+        ("driver_m", "seats", "refused", "reason"),
+        [
+            (3000.0, 4, [], Reason.NO_WAY_WORTH_ITS_PRICE),
+            (3000.0, 4, ["b"], Reason.NO_WAY_WORTH_ITS_PRICE),
+            (25_000.0, 4, ["b"], Reason.ALL_REFUSED),
+            (25_000.0, 4, [], Reason.NO_DRIVER_IN_REACH),
+            (3000.0, 1, [], Reason.NO_DRIVER_IN_REACH),
+        ],
+        ids=["by a straight line", "beside a refusal", "refused alone", "far", "seats"],
+    )
+    def test_by_road_nobody_in_reach_is_said_only_where_a_straight_line_reaches_nobody_either(
+        self, driver_m: float, seats: int, refused: list[str], reason: Reason
+    ) -> None:
+        index = index_of(
+            [fix_at("a", east(driver_m), seats=seats), fix_at("b", east(100) if refused else east(25_000))]
+        )
+        waiting = waiting_of([ride_at("r", east(0), seats=2)], refused={"r": refused})
+        batch = batch_of(waiting, index, market_with(has_ways=True))
+        [left] = plan_of(decided_of(batch, lambda ride, driver: np.full(len(ride), np.inf)), index).unmatched
+        assert left.reason == reason
+
+    def test_by_road_a_driver_that_was_looked_at_and_too_dear_says_so(self) -> None:
+        index, waiting = index_of([fix_at("a", east(3000))]), waiting_of([ride_at("r", east(0))])
+        market = market_with(has_ways=True, max_pickup_s=1800.0, unmatched_base_s=1900.0, refusal_s=300.0)
+        histories = {DriverId("a"): history_of("a", trips=4, refused=4)}
+        batch = batch_of(waiting, index, market, histories=histories)
+        [left] = plan_of(decided_of(batch, lambda ride, driver: np.full(len(ride), 1750.0)), index).unmatched
+        assert left.reason == Reason.PRICE_ABOVE_LIMIT
+
+    def test_a_pairing_that_is_lost_at_the_commit_is_a_ride_left_again(self) -> None:
+        [pairing] = made_of(waiting_of([ride_at("r", east(0))]), index_of([fix_at("a", east(0))])).pairings
+        left = lost_of(LostPairing(pairing, LOST_DRIVER_GONE))
+        assert left == Unmatched(pairing.ride_id, Reason.LOST_AT_COMMIT, {"why": "driver_gone"})
 
     def test_stale_drivers_are_counted_for_so_many_rides_alone(self) -> None:
         """P10"""

@@ -11,7 +11,7 @@ import pytest
 from geo.area import Circle
 from geo.model import LatLng, MarketId
 from matcher.policy import Market
-from matcher.problem import on_grid
+from matcher.problem import COST_MAX, on_grid
 
 NYC = MarketId("nyc")
 
@@ -41,6 +41,13 @@ def test_nobody_in_reach_is_left_out_at_will() -> None:
 def test_the_price_of_leaving_a_ride_grows_with_its_wait() -> None:
     market = market_with(unmatched_base_s=2000.0, unmatched_growth=2.0)
     assert market.unmatched_s(np.array([0.0, 60.0])).tolist() == [2000.0, 2120.0]
+
+
+def test_the_price_of_leaving_a_ride_stays_one_that_a_problem_may_hold() -> None:
+    market = market_with(max_pickup_s=1e7, unmatched_growth=1e6)
+    prices_s = market.unmatched_s(np.array([0.0, 60.0, 1e9]))
+    assert prices_s.tolist() == [2e7, 25e6, 25e6]
+    assert on_grid(prices_s).max() <= COST_MAX
 
 
 def test_sums_of_costs_are_exact() -> None:
@@ -121,6 +128,11 @@ def test_road_times_are_bounded_by_the_top_speed_and_straight_lines_by_the_pace(
         ("refusal_s", float("nan")),
         ("top_speed_mps", 0.0),
         ("window_s_max", 1.9),
+        ("max_pickup_s", 1.1e7),
+        ("unmatched_base_s", 1.1e7),
+        ("idle_bonus_s_max", 1.1e7),
+        ("refusal_s", 1.1e7),
+        ("downgrade_s.xl.standard", {"xl": {"standard": 1.1e7}}),
         ("downgrade_s.xl.standard", {"xl": {"standard": -1.0}}),
         ("downgrade_s.xl.standard", {"xl": {"standard": float("nan")}}),
         ("downgrade_s.lux.xl", {"xl": {}, "lux": {"standard": 1.0, "xl": float("inf")}}),

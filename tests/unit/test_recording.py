@@ -159,7 +159,7 @@ class TestRecordedWays:
 
 
 def left(ride: str, reason: Reason = Reason.OUTBID, candidates: int = 1) -> Unmatched:
-    return Unmatched(RideId(ride), reason, {"candidates": candidates})
+    return Unmatched(RideId(ride), reason, {"candidates_told": candidates})
 
 
 class TestWaits:
@@ -177,7 +177,7 @@ class TestWaits:
         waits = Waits()
         self.due(waits, 0, left("a"))
         assert self.due(waits, REPEAT_MS - 1, left("a")) == []
-        assert waits.due([left("a", candidates=5)], REPEAT_MS) == [("a", "outbid", {"candidates": 5})]
+        assert waits.due([left("a", candidates=5)], REPEAT_MS) == [("a", "outbid", {"candidates_told": 5})]
         assert self.due(waits, 2 * REPEAT_MS - 1, left("a")) == []
         assert self.due(waits, 2 * REPEAT_MS, left("a")) == [("a", "outbid")]
 

@@ -276,6 +276,7 @@ CLASSES = {"classes": ["standard", "premium"]}
         (CLASSES | {"downgrades": {"premium": {"premium": 1}}}, "is no downgrade"),
         (CLASSES | {"downgrades": {"premium": {"standard": -1}}}, "downgrades.premium.standard"),
         (CLASSES | {"downgrades": {"premium": {"standard": math.inf}}}, "downgrades.premium.standard"),
+        (CLASSES | {"downgrades": {"premium": {"standard": 1.1e7}}}, "downgrades.premium.standard"),
         (CLASSES | {"downgrades": {"premium": 3}}, "downgrades.premium"),
         ({"window_s": "adaptiv"}, "a number of seconds from 0 to 60, or \"adaptive\" (it says 'adaptiv')"),
         ({"window_s": 61}, "from 0 to 60"),
@@ -300,6 +301,10 @@ CLASSES = {"classes": ["standard", "premium"]}
         ({"idle_bonus": -1}, "idle_bonus"),
         ({"idle_bonus_s_max": math.inf}, "idle_bonus_s_max"),
         ({"refusal_s": -0.1}, "refusal_s"),
+        ({"refusal_s": 1.1e7}, "refusal_s"),
+        ({"idle_bonus_s_max": 1.1e7}, "idle_bonus_s_max"),
+        ({"max_pickup_s": 1.1e7}, "max_pickup_s"),
+        ({"unmatched_base_s": 1.1e7}, "unmatched_base_s"),
         ({"top_speed_mps": 0}, "top_speed_mps"),
     ],
 )
