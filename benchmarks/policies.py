@@ -1,7 +1,8 @@
 """Who decides when, in a city of virtual time.
 
-Every policy decides through the code of the live service: `demand_of`, `build`, `solve` and `plan`. They differ
-in when they call it, for which rides, and in the market's prices. None takes back what it has decided.
+Every policy decides through the code of the live service: `demand_of`, `build` and `solve`. What the service does
+beyond that, writing down reasons and committing, sends nobody elsewhere. Policies differ in when they decide, over
+which rides, and in the market's prices. None takes back what it has decided.
 
 - `greedy`: each ride, at the moment of its request, gets the nearest idle driver. While none is idle, rides wait
   first come first served: a driver that becomes idle is sent at once to the ride that has waited longest, however
@@ -21,7 +22,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -30,10 +30,9 @@ from benchmarks.virtual_city import NEVER_MS, Floats, RoadWays, World
 from geo.model import DriverId
 from matcher.batch import Batch, build, demand_of
 from matcher.foresight import Fleet, PastRides, PlaceCosts
-from matcher.model import Ride, RideId, TripId
+from matcher.model import Ride, RideId
 from matcher.optimum import solve
 from matcher.outcomes import Waiting
-from matcher.plan import Decided, plan
 from matcher.policy import Market
 from matcher.problem import UNMATCHED, Ints, Problem, Solution, WaysOf, on_grid
 from matcher.window import AdaptiveWindow
@@ -56,30 +55,24 @@ class Desk:
     batches: int = 0
     uncertified: int = 0
     solve_s: list[float] = field(default_factory=list)
-    _trips: count[int] = field(default_factory=count)
 
-    def decide(self, rides: Sequence[Ride]) -> Decided:
+    def decide(self, rides: Sequence[Ride]) -> Solution:
         """Decides over these rides and sends the drivers off. Returns what was decided."""
         world, limit = self.world, self.market.rides_per_batch_max
         waiting = Waiting(world.now_ms, list(rides[:limit]), self._engaged(), {})
-        batch = self._priced(
-            build(demand_of(waiting, self.market), world.index, world.now_ms, idle_since_ms=world.idle_since_ms)
-        )
+        demand = demand_of(waiting, self.market)
+        batch = self._priced(build(demand, world.index, world.now_ms, idle_since_ms=world.idle_since_ms))
         began = time.perf_counter()
         solution = solve(batch.problem, ways_of(world, batch.problem))
         self.solve_s.append(time.perf_counter() - began)
         self.batches += 1
         self.uncertified += not solution.certified
-        decided = Decided(batch, self._kept(batch, solution))
-        made = plan(
-            decided,
-            world.index,
-            world.now_ms,
-            batch_id=f"{self.batches}",
-            new_trip_id=lambda: TripId(f"{next(self._trips)}"),
-        )
-        world.commit(made.pairings)
-        return decided
+        solution = self._kept(batch, solution)
+        matched = np.flatnonzero(solution.driver_of != UNMATCHED).tolist()
+        chosen = [batch.supply.driver_ids[driver] for driver in solution.driver_of[matched].tolist()]
+        assert all(world.index.fresh(chosen, world.now_ms))
+        world.send((demand.rides[ride].ride_id, driver_id) for ride, driver_id in zip(matched, chosen, strict=True))
+        return solution
 
     def _engaged(self) -> frozenset[DriverId]:
         return frozenset(self.world.engaged)
@@ -169,8 +162,8 @@ class Adaptive:
         return due_ms if world.waiting and world.idle_since_ms else NEVER_MS
 
     def decide(self, desk: Desk) -> None:
-        decided = desk.decide(list(desk.world.waiting.values()))
-        pairs, chosen = decided.solution.pairs, decided.solution.driver_of
+        solution = desk.decide(list(desk.world.waiting.values()))
+        pairs, chosen = solution.pairs, solution.driver_of
         way_s = pairs.way_s[pairs.driver == chosen[pairs.ride]]
         self._window.closed(len(way_s), float(way_s.mean()) if len(way_s) else 0.0)
 

@@ -28,7 +28,6 @@ from geo.model import DriverId, LatLng, MarketId
 from geo.records import FLAG_AVAILABLE, RECORD, UNKNOWN_U16, PositionBatch
 from geo.roads import RoadNetwork
 from matcher.model import ClientId, Ride, RideId, RideState
-from matcher.outcomes import Pairing
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -247,10 +246,10 @@ class World:
             del self.waiting[ride]
         self._fixes.tell(self)
 
-    def commit(self, pairings: Iterable[Pairing]) -> None:
-        """Sends the drivers off."""
-        for pairing in pairings:
-            self._send(int(pairing.ride_id), self._place[pairing.driver_id])
+    def send(self, pairs: Iterable[tuple[RideId, DriverId]]) -> None:
+        """Idle drivers drive off to rides that wait."""
+        for ride_id, driver_id in pairs:
+            self._send(int(ride_id), self._place[driver_id])
 
     def _send(self, ride: int, driver: int) -> None:
         city, out = self.city, self.outcome

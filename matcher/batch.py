@@ -64,11 +64,24 @@ def build(
     idle_since_ms: Mapping[DriverId, int] | None = None,
     tag_bits: Mapping[str, int] | None = None,
 ) -> Batch:
-    """The problem of this demand. `now_ms` is the feed's clock; `idle_since_ms` is by the demand's clock.
+    """The problem of this demand with every idle driver of the index. `now_ms` is the feed's clock."""
+    supply = index.supply(now_ms, demand.engaged)
+    return build_with(demand, supply, histories=histories, idle_since_ms=idle_since_ms, tag_bits=tag_bits)
+
+
+def build_with(
+    demand: Demand,
+    supply: Supply,
+    *,
+    histories: Mapping[DriverId, DriverHistory] | None = None,
+    idle_since_ms: Mapping[DriverId, int] | None = None,
+    tag_bits: Mapping[str, int] | None = None,
+) -> Batch:
+    """The problem of this demand and these drivers. `idle_since_ms` is by the demand's clock.
 
     A driver without a history counts as one who has neither refused nor waited.
     """
-    market, supply = demand.market, index.supply(now_ms, demand.engaged)
+    market = demand.market
     idle_s, refusal_s = np.zeros(len(supply.driver_ids)), np.zeros(len(supply.driver_ids))
     if market.idle_bonus and idle_since_ms:
         since = np.array([idle_since_ms.get(each, demand.now_ms) for each in supply.driver_ids], dtype=np.float64)
@@ -115,7 +128,7 @@ def assemble(
 
 
 def _refusal_share(history: DriverHistory | None) -> float:
-    """Laplace's rule of succession, less what it says of somebody unknown, who counts as no risk."""
+    """Laplace's rule of succession; who never refused, or is unknown, counts as no risk."""
     if history is None or not history.refused:
         return 0.0
     return (history.refused + 1.0) / (history.trips + 2.0)

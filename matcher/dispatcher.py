@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 from geo.feed import Follower
 from geo.index import DriverIndex
 from geo.model import DriverId, MarketId
-from matcher.batch import Batch, build, demand_of
+from matcher.batch import Batch, build_with, demand_of
 from matcher.decision import Solver, Travel, decide
 from matcher.errors import LeaseLost, StoreUnavailable
 from matcher.idleness import Idleness
@@ -337,15 +337,13 @@ class Dispatcher:
         return self._adaptive.close_at_ms(waiting.now_ms, len(waiting.rides), idle) <= waiting.now_ms
 
     def _batch(self, waiting: Waiting) -> Batch:
-        demand, now_ms = demand_of(waiting, self.market), self._feed.now_ms()
+        supply = self._index.supply(self._feed.now_ms(), waiting.engaged)
         idle_since_ms: Mapping[DriverId, int] = {}
         if self.market.idle_bonus:
-            idle = self._index.supply(now_ms, waiting.engaged).driver_ids
-            idle_since_ms = self._idleness.look(waiting.now_ms, idle, waiting.engaged, self._histories)
-        return build(
-            demand,
-            self._index,
-            now_ms,
+            idle_since_ms = self._idleness.look(waiting.now_ms, supply.driver_ids, waiting.engaged, self._histories)
+        return build_with(
+            demand_of(waiting, self.market),
+            supply,
             histories=self._histories,
             idle_since_ms=idle_since_ms,
             tag_bits=self._tag_bits,
