@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.virtual_city import NEVER_MS, Floats, RoadWays, World
 from geo.model import DriverId
@@ -175,28 +176,40 @@ class FarSighted(Desk):
     soon_s: float = 0.0
     _places: PlaceCosts = field(default_factory=PlaceCosts)
     _sampled_ms: int = 0
-    _soon: dict[DriverId, int] = field(default_factory=dict)
+    _soon: set[DriverId] = field(default_factory=set)
+    #: Of each driver what its place costs, and for which end of a trip, that is for which place, this is known.
+    _cost_s: Floats = field(init=False)
+    _known_ms: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cost_s = np.zeros(self.world.city.n_drivers)
+        self._known_ms = np.full(self.world.city.n_drivers, NEVER_MS)
 
     def _engaged(self) -> frozenset[DriverId]:
         world = self.world
         until_ms = world.now_ms + round(self.soon_s * 1000.0)
         coming = np.flatnonzero((world.free_ms > world.now_ms) & (world.free_ms <= until_ms)).tolist()
-        ids = world.city.driver_ids
-        self._soon = {ids[place]: place for place in coming if ids[place] in world.engaged}
-        return frozenset(world.engaged.difference(self._soon))
+        self._soon = {world.city.driver_ids[place] for place in coming} & world.engaged
+        return frozenset(world.engaged - self._soon)
 
     def _priced(self, batch: Batch) -> Batch:
         """Drivers who will be idle soon stand at their drop-offs, and each costs what its place will miss."""
         world, problem = self.world, batch.problem
         self._sample()
-        lat, lon, wait_s = problem.driver_lat.copy(), problem.driver_lon.copy(), np.zeros(problem.n_drivers)
-        for position, driver_id in enumerate(batch.supply.driver_ids if self._soon else ()):
-            place = self._soon.get(driver_id)
-            if place is not None:
-                lat[position], lon[position] = world.lat[place], world.lon[place]
-                wait_s[position] = (int(world.free_ms[place]) - world.now_ms) / 1000.0
-        driver_s = problem.driver_s + on_grid(wait_s) + self._places.at(lat, lon)
-        return replace(batch, problem=replace(problem, driver_lat=lat, driver_lon=lon, driver_s=driver_s))
+        drivers = np.array([world.place[driver_id] for driver_id in batch.supply.driver_ids], dtype=np.int64)
+        wait_s = np.maximum(0.0, (world.free_ms[drivers] - world.now_ms) / 1000.0)
+        driver_s = problem.driver_s + on_grid(wait_s) + self._costs_s(drivers)
+        return replace(
+            batch,
+            problem=replace(problem, driver_lat=world.lat[drivers], driver_lon=world.lon[drivers], driver_s=driver_s),
+        )
+
+    def _costs_s(self, drivers: npt.NDArray[np.int64]) -> Floats:
+        world = self.world
+        moved = drivers[self._known_ms[drivers] != world.free_ms[drivers]]
+        self._cost_s[moved] = self._places.at(world.lat[moved], world.lon[moved])
+        self._known_ms[moved] = world.free_ms[moved]
+        return self._cost_s[drivers]
 
     def _kept(self, batch: Batch, solution: Solution) -> Solution:
         """The solution without those who are not idle yet."""
@@ -213,6 +226,7 @@ class FarSighted(Desk):
         if now_ms - self._sampled_ms < SAMPLE_EVERY_S * 1000.0:
             return
         self._sampled_ms = now_ms
+        self._known_ms[:] = NEVER_MS
         city, span_s = world.city, min(SPAN_S, now_ms / 1000.0)
         first, last = np.searchsorted(city.requested_ms, (now_ms - round(span_s * 1000.0), now_ms), side="right")
         some = slice(int(first), int(last))

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import policies, recorded, replay, simulate_page, simulated
+from benchmarks import hindsight, policies, recorded, replay, simulate_page, simulated
 from benchmarks.arguments import not_negative, positive, positive_int
 from benchmarks.machine import commit, machine
 from benchmarks.page import NoPlots
@@ -43,7 +43,7 @@ FILE_COLUMNS = 150
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = f"{policies.__doc__}\n{simulated.__doc__}"
+    parser.epilog = "\n".join(module.__doc__ or "" for module in (policies, hindsight, simulated))
     _configure_city(parser)
     _configure_runs(parser)
 

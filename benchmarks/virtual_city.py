@@ -205,9 +205,9 @@ class World:
     free_ms: Ints = field(init=False)  # of each driver: when its present trip ends, or ended
     lat: Floats = field(init=False)  # where each driver is, or where its present trip ends
     lon: Floats = field(init=False)
+    place: dict[DriverId, int] = field(init=False)  # of each driver its position in the city's columns
     _events: list[tuple[int, int, int]] = field(init=False)
     _fixes: _Fixes = field(init=False)
-    _place: dict[DriverId, int] = field(init=False)
 
     def __post_init__(self) -> None:
         city, n = self.city, self.city.n_rides
@@ -220,7 +220,7 @@ class World:
         self._events += [(at, _REQUESTS, ride) for ride, at in enumerate(city.requested_ms.tolist())]
         heapq.heapify(self._events)
         self._fixes = _Fixes(city)
-        self._place = {driver_id: place for place, driver_id in enumerate(city.driver_ids)}
+        self.place = {driver_id: place for place, driver_id in enumerate(city.driver_ids)}
 
     @property
     def next_ms(self) -> int:
@@ -249,7 +249,7 @@ class World:
     def send(self, pairs: Iterable[tuple[RideId, DriverId]]) -> None:
         """Idle drivers drive off to rides that wait."""
         for ride_id, driver_id in pairs:
-            self._send(int(ride_id), self._place[driver_id])
+            self._send(int(ride_id), self.place[driver_id])
 
     def _send(self, ride: int, driver: int) -> None:
         city, out = self.city, self.outcome
