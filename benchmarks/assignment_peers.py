@@ -29,7 +29,7 @@ def dense_gains(problem: Problem) -> Floats:
     drivers = sphere_points_m(problem.driver_lat, problem.driver_lon)
     metres = 2.0 * EARTH_RADIUS_M * np.arcsin(cdist(rides, drivers) / (2.0 * EARTH_RADIUS_M))
     gains: Floats = np.minimum(on_grid(metres * problem.s_per_m) - problem.price_s[:, None], 0.0)
-    gains[metres > problem.reach_m] = 0.0
+    gains[metres > problem.reach_m[problem.ride_kind][:, None]] = 0.0
     return gains
 
 

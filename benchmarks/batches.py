@@ -56,8 +56,8 @@ def problem(rides_m: Floats, drivers_m: Floats, rng: np.random.Generator) -> Pro
         barred_ride=np.empty(0, np.int32),
         barred_driver=np.empty(0, np.int32),
         s_per_m=S_PER_M,
-        reach_m=REACH_M,
-        reach_s=PRICE_S,
+        reach_m=np.full(1, REACH_M),
+        reach_s=np.full(1, PRICE_S),
     )
 
 

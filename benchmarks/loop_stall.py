@@ -44,7 +44,7 @@ async def _measured(problem: Problem, seconds: float) -> dict[str, Any]:
     market = Market(
         MarketId("bench"),
         Circle(LatLng(40.75, -73.98), 200_000.0),
-        max_pickup_m=problem.reach_m,
+        max_pickup_m=float(problem.reach_m.max()),
         solve_s_max=30.0,
         rides_per_batch_max=100_000,
     )

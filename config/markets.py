@@ -24,6 +24,9 @@ Ring = tuple[tuple[float, float], ...]
 GEOJSON_BYTES_MAX = 4 * 1024 * 1024
 ADAPTIVE: Final = "adaptive"
 WINDOW_S_MAX: Final = 60.0
+#: A limit of pickups that grows does so by eighths of itself, and to four times itself at most.
+PICKUP_FIRST_STEP: Final = 1.125
+PICKUP_FACTOR_MAX: Final = 4.0
 #: What the servers call a car, where no profile is given.
 _PROFILES: Final = {"osrm": "driving", "valhalla": "auto"}
 
@@ -56,6 +59,8 @@ class MarketSettings(BaseModel):
     window_s_max: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 30.0
     max_pickup_s: PositiveSeconds = 1800.0
     max_pickup_m: Positive = 15_000.0  # straight line
+    pickup_growth: NotNegative = 0.0  # seconds by which max_pickup_s grows for each second of waiting
+    pickup_s_most: PositiveSeconds | None = None  # what it grows to at most; unset: twice max_pickup_s
     speed_mps: Positive = 7.0
     detour_factor: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False)] = 1.3
     classes: Annotated[tuple[ClassName, ...], Field(max_length=32)] = ("standard",)
@@ -136,10 +141,24 @@ class MarketSettings(BaseModel):
             raise ValueError("a class is named twice in classes")
         if len(set(self.tags)) != len(self.tags):
             raise ValueError("a tag is named twice in tags")
+        self._check_pickup()
         self._check_downgrades()
         self._check_window()
         self._check_travel()
         return self
+
+    def _check_pickup(self) -> None:
+        self._refuse_unused(self.pickup_growth > 0.0, "pickup_growth", "pickup_s_most")
+        if self.pickup_s_most is None:
+            return
+        most = f"pickup_s_most ({self.pickup_s_most:g})"
+        first_s, last_s = self.max_pickup_s * PICKUP_FIRST_STEP, self.max_pickup_s * PICKUP_FACTOR_MAX
+        if self.pickup_s_most < first_s:
+            raise ValueError(
+                f"{most} is below {first_s:g}: max_pickup_s ({self.max_pickup_s:g}) grows by eighths of itself"
+            )
+        if self.pickup_s_most > last_s:
+            raise ValueError(f"{most} is above {last_s:g}, {PICKUP_FACTOR_MAX:g} times max_pickup_s")
 
     def _check_downgrades(self) -> None:
         for better, lesser in self.downgrades.items():

@@ -6,8 +6,9 @@ every fresh and idle driver of the market, so that its optimum is the optimum ov
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,9 +51,14 @@ class Batch:
 def demand_of(waiting: Waiting, market: Market) -> Demand:
     """What the snapshot asks for, at the snapshot's own time."""
     rides = sorted(waiting.rides, key=lambda ride: ride.ride_id)
-    waited_ms = np.array([waiting.now_ms - ride.requested_at_ms for ride in rides], dtype=np.float64)
-    price_s = market.unmatched_s(np.maximum(waited_ms, 0.0) / 1000.0)
+    price_s = market.unmatched_s(_waited_s(rides, waiting.now_ms))
     return Demand(market, waiting.now_ms, rides, price_s, waiting.engaged, waiting.refused)
+
+
+def _waited_s(rides: Sequence[Ride], now_ms: int) -> Floats:
+    """How long each has waited, (rides,); 0 where it is dated after the snapshot."""
+    waited_ms = now_ms - np.array([ride.requested_at_ms for ride in rides], dtype=np.float64)
+    return np.maximum(waited_ms, 0.0) / 1000.0
 
 
 def build(
@@ -105,23 +111,23 @@ def assemble(
     market, nothing_s = demand.market, np.zeros(len(supply.driver_ids))
     refusal_s = nothing_s if refusal_s is None else refusal_s
     remaining_s = nothing_s if remaining_s is None else remaining_s
-    extra_s, ride_kind, driver_kind = _kinds(demand, supply, tag_bits or {})
+    kinds = _kinds(demand, supply, tag_bits or {})
     barred_ride, barred_driver = _barred(demand, supply)
     problem = Problem(
         ride_lat=np.array([ride.pickup.lat for ride in demand.rides], dtype=np.float64),
         ride_lon=np.array([ride.pickup.lon for ride in demand.rides], dtype=np.float64),
         price_s=demand.price_s,
-        ride_kind=ride_kind,
+        ride_kind=kinds.ride_kind,
         driver_lat=supply.lat,
         driver_lon=supply.lon,
         driver_s=remaining_s + refusal_s - idle_s,
-        driver_kind=driver_kind,
-        extra_s=extra_s,
+        driver_kind=kinds.driver_kind,
+        extra_s=kinds.extra_s,
         barred_ride=barred_ride,
         barred_driver=barred_driver,
         s_per_m=market.s_per_m,
-        reach_m=market.max_pickup_m,
-        reach_s=market.max_pickup_s,
+        reach_m=kinds.reach_m,
+        reach_s=kinds.reach_s,
         has_ways=market.has_ways,
     )
     return Batch(demand, supply, problem, idle_s, refusal_s, remaining_s)
@@ -134,35 +140,58 @@ def _refusal_share(history: DriverHistory | None) -> float:
     return (history.refused + 1.0) / (history.trips + 2.0)
 
 
-def _kinds(demand: Demand, supply: Supply, tag_bits: Mapping[str, int]) -> tuple[Floats, Ints, Ints]:
-    """The prices of kinds for kinds, with as few kinds as differ in any price: a search looks at each.
+class _Kinds(NamedTuple):
+    """The prices of kinds for kinds, the limits of each kind of rides, and who is of which kind."""
+
+    extra_s: Floats
+    reach_m: Floats
+    reach_s: Floats
+    ride_kind: Ints
+    driver_kind: Ints
+
+
+#: What tells rides apart: class, seats, tags, and how many times the market's limits of a pickup hold.
+_Want = tuple[str, int, tuple[str, ...], float]
+
+
+def _kinds(demand: Demand, supply: Supply, tag_bits: Mapping[str, int]) -> _Kinds:
+    """As few kinds as differ in any price or limit: a search looks at each.
 
     Kinds that no driver of the supply is of are left out, so that they do not tell rides apart either.
     """
     used, place = np.unique(supply.kind, return_inverse=True)
     kinds = [supply.kinds[number] for number in used.tolist()]
-    wants: dict[tuple[str, int, tuple[str, ...]], int] = {}
-    ride_kind = np.array(
-        [wants.setdefault((ride.vehicle_class, ride.seats, ride.tags), len(wants)) for ride in demand.rides],
-        dtype=np.int32,
-    )
+    wants: dict[_Want, int] = {}
+    ride_want = np.array([wants.setdefault(want, len(wants)) for want in _wants(demand)], dtype=np.int32)
     table = np.array(
-        [[_extra_s(demand.market, want, kind, tag_bits) for kind in kinds] for want in wants], dtype=np.float64
-    ).reshape(len(wants), len(kinds))
+        [[want[-1], *(_extra_s(demand.market, want, kind, tag_bits) for kind in kinds)] for want in wants],
+        dtype=np.float64,
+    ).reshape(len(wants), 1 + len(kinds))
     rows, row_of = np.unique(table, axis=0, return_inverse=True) if len(wants) else (table, np.empty(0, np.int64))
-    if not kinds:
-        return rows, row_of.reshape(-1)[ride_kind].astype(np.int32), supply.kind
-    columns, column_of = np.unique(rows, axis=1, return_inverse=True)
-    return (
-        np.ascontiguousarray(columns),
-        row_of.reshape(-1)[ride_kind].astype(np.int32),
-        column_of.reshape(-1)[place].astype(np.int32),
+    extra_s, driver_kind = rows[:, 1:], supply.kind
+    if kinds:
+        extra_s, column_of = np.unique(extra_s, axis=1, return_inverse=True)
+        driver_kind = column_of.reshape(-1)[place].astype(np.int32)
+    return _Kinds(
+        np.ascontiguousarray(extra_s),
+        demand.market.max_pickup_m * rows[:, 0],
+        demand.market.max_pickup_s * rows[:, 0],
+        row_of.reshape(-1)[ride_want].astype(np.int32),
+        driver_kind,
     )
 
 
-def _extra_s(market: Market, want: tuple[str, int, tuple[str, ...]], kind: Kind, tag_bits: Mapping[str, int]) -> float:
+def _wants(demand: Demand) -> Iterator[_Want]:
+    market, factors = demand.market, [1.0] * len(demand.rides)
+    if market.pickup_growth:
+        factors = market.pickup_factor(_waited_s(demand.rides, demand.now_ms)).tolist()
+    for ride, factor in zip(demand.rides, factors, strict=True):
+        yield ride.vehicle_class, ride.seats, ride.tags, factor
+
+
+def _extra_s(market: Market, want: _Want, kind: Kind, tag_bits: Mapping[str, int]) -> float:
     """Infinite where a driver of this kind may not serve a ride that wants this."""
-    vehicle_class, seats, tags = want
+    vehicle_class, seats, tags, _ = want
     if kind.seats < seats or any(not kind.tags & tag_bits.get(tag, 0) for tag in tags):
         return float("inf")
     return market.extra_s(vehicle_class, kind.vehicle_class)

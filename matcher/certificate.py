@@ -52,8 +52,9 @@ def _costs(problem: Problem, ride: Ints, driver: Ints, ways: WaysOf | None) -> t
         assert ways is not None
         rides, drivers = np.broadcast_arrays(ride, driver)
         way_s = np.maximum(on_grid(ways(rides.ravel(), drivers.ravel()).reshape(metres.shape)), way_s)
-    is_near = (metres <= problem.reach_m) & (way_s <= problem.reach_s)
-    extra_s = problem.extra_s[problem.ride_kind[ride], problem.driver_kind[driver]]
+    kind = problem.ride_kind[ride]
+    is_near = (metres <= problem.reach_m[kind]) & (way_s <= problem.reach_s[kind])
+    extra_s = problem.extra_s[kind, problem.driver_kind[driver]]
     return way_s, np.where(is_near, way_s + extra_s + problem.driver_s[driver], np.inf)
 
 

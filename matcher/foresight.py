@@ -136,9 +136,10 @@ class PlaceCosts:
         if self._forest is None or not len(self._cost_s) or not len(lat):
             return np.zeros(len(lat))
         k, asked = min(NEIGHBOURS, len(self._cost_s)), np.arange(len(lat), dtype=np.int32)
+        endless = np.full((1, 1), np.inf)
         near, _, _ = reach.best_partners(
             self._forest,
-            reach.Ways(1.0, np.inf, np.inf),
+            reach.Ways(1.0, endless, endless),
             np.zeros((1, 1)),
             reach.nothing_known(len(lat)),
             asked,

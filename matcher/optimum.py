@@ -227,7 +227,8 @@ def _priced(search: Search, fresh: Fresh) -> Generator[Asked, Floats, Fresh]:
     if said_s.shape != a.shape or np.isnan(said_s).any():
         raise BadProblem(f"{len(a)} ways were asked for, and {said_s.shape} came back, or some that are no number")
     way_s = np.maximum(on_grid(said_s), straight_s)
-    gain_s = np.where(way_s <= problem.reach_s, gain_s + straight_s - way_s, -np.inf)
+    reach_s = problem.reach_s[problem.ride_kind[a if search.rides_are_a else b]]
+    gain_s = np.where(way_s <= reach_s, gain_s + straight_s - way_s, -np.inf)
     return a, b, gain_s
 
 
@@ -268,7 +269,7 @@ def _greedy(problem: Problem, rides: Side, drivers: Side, pairs: Pairs, search: 
         known = search.barred[0 if search.rides_are_a else 1]
         driver_of, paid_s = greedy_over_all(
             drivers.forest,
-            search.ways,
+            search.ways[0 if search.rides_are_a else 1],
             problem.extra_s,
             known,
             rides.place,

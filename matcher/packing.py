@@ -16,11 +16,13 @@ import numpy.typing as npt
 from matcher.graph import Assignment, CandidateGraph
 from matcher.problem import BadProblem, Floats, Ints, Pairs, Problem, Solution
 
-#: The form of what is written; another one is refused.
-VERSION = 1
+#: The form of what is written, and the oldest that is read; others are refused.
+VERSION, OLDEST_READ = 2, 1
 
 
 class ProblemFrame(msgspec.Struct):
+    """A problem. In form 1 all kinds of rides had the same reach, one number."""
+
     ride_lat: bytes
     ride_lon: bytes
     price_s: bytes
@@ -34,8 +36,8 @@ class ProblemFrame(msgspec.Struct):
     barred_ride: bytes
     barred_driver: bytes
     s_per_m: float
-    reach_m: float
-    reach_s: float
+    reach_m: bytes | float
+    reach_s: bytes | float
     has_ways: bool
 
 
@@ -152,13 +154,13 @@ def packed(column: npt.NDArray[Any]) -> bytes:
 
 _PROBLEM_FLOATS = ("ride_lat", "ride_lon", "price_s", "driver_lat", "driver_lon", "driver_s")
 _PROBLEM_INTS = ("ride_kind", "driver_kind", "barred_ride", "barred_driver")
-_PROBLEM_PLAIN = ("s_per_m", "reach_m", "reach_s", "has_ways")
+_PROBLEM_REACH = ("reach_m", "reach_s")
+_PROBLEM_PLAIN = ("s_per_m", "has_ways")
 
 
 def frame_of(problem: Problem) -> ProblemFrame:
-    columns: dict[str, Any] = {
-        name: packed(getattr(problem, name)) for name in (*_PROBLEM_FLOATS, *_PROBLEM_INTS, "extra_s")
-    }
+    names = (*_PROBLEM_FLOATS, *_PROBLEM_INTS, *_PROBLEM_REACH, "extra_s")
+    columns: dict[str, Any] = {name: packed(getattr(problem, name)) for name in names}
     columns |= {name: getattr(problem, name) for name in _PROBLEM_PLAIN}
     return ProblemFrame(**columns, extra_columns=problem.extra_s.shape[1])
 
@@ -168,12 +170,25 @@ def problem_of(frame: ProblemFrame) -> Problem:
     try:
         columns: dict[str, Any] = {name: floats_of(getattr(frame, name)) for name in _PROBLEM_FLOATS}
         columns |= {name: ints_of(getattr(frame, name)) for name in _PROBLEM_INTS}
-        # A table without columns, where there is no driver, says nothing of its rows.
-        rows = -1 if frame.extra_columns else int(columns["ride_kind"].max(initial=-1)) + 1
+        rows = _ride_kinds(frame, columns["ride_kind"])
         columns["extra_s"] = floats_of(frame.extra_s).reshape(rows, max(frame.extra_columns, 0))
+        kinds = len(columns["extra_s"])
+        columns |= {name: _reach_of(getattr(frame, name), kinds) for name in _PROBLEM_REACH}
     except ValueError as error:
         raise BadProblem(f"a column is cut: {error}") from error
     return Problem(**columns, **{name: getattr(frame, name) for name in _PROBLEM_PLAIN})
+
+
+def _ride_kinds(frame: ProblemFrame, ride_kind: Ints) -> int:
+    """How many rows the table of prices has; -1: as many as it fills."""
+    if isinstance(frame.reach_m, bytes):
+        return len(frame.reach_m) // 8
+    # A table without columns, where there is no driver, says nothing of its rows.
+    return -1 if frame.extra_columns else int(ride_kind.max(initial=-1)) + 1
+
+
+def _reach_of(reach: bytes | float, kinds: int) -> Floats:
+    return floats_of(reach) if isinstance(reach, bytes) else np.full(kinds, reach)
 
 
 def graph_frame_of(graph: CandidateGraph) -> GraphFrame:
@@ -264,11 +279,12 @@ def pack_record(record: RecordFrame) -> bytes:
 
 
 def unpack_record(data: bytes) -> RecordFrame:
-    """Raises BadProblem for what is no record of this version."""
+    """Raises BadProblem for what is no record of a form that this version reads."""
     try:
         record = msgspec.msgpack.decode(data, type=RecordFrame)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise BadProblem(f"this is no recorded batch: {error}") from error
-    if record.version != VERSION:
-        raise BadProblem(f"the batch was recorded in form {record.version}, this version reads {VERSION}")
+    if not OLDEST_READ <= record.version <= VERSION:
+        forms = f"{OLDEST_READ} to {VERSION}"
+        raise BadProblem(f"the batch was recorded in form {record.version}, this version reads {forms}")
     return record

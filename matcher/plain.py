@@ -88,7 +88,7 @@ class _Bands:
         self._is_barred = np.zeros(problem.n_drivers, np.bool_)  # by driver, for the ride that is looked at
         self._floor_s = _floor_s(problem)
         by_time_m = (problem.reach_s + 1.0 / STEPS_PER_S) / s_per_m
-        self._reach_m = min(problem.reach_m, by_time_m, math.pi * EARTH_RADIUS_M)
+        self._reach_m = np.minimum(np.minimum(problem.reach_m, by_time_m), math.pi * EARTH_RADIUS_M)  # of each kind
 
     def take(self, found: _Found) -> None:
         self._free[found.place] = False
@@ -98,14 +98,15 @@ class _Bands:
 
         Of those that cost the same the first.
         """
-        price_s, floor_s = self._problem.price_s[ride], self._floor_s[self._problem.ride_kind[ride]]
+        kind, price_s = self._problem.ride_kind[ride], self._problem.price_s[ride]
+        floor_s, reach_m = self._floor_s[kind], self._reach_m[kind]
         if not math.isfinite(floor_s):
             return _NOBODY, _NOBODY
         self._is_barred[barred := self._barred(ride)] = True
         band_m, is_whole = BAND_M, False
         while True:
-            is_whole = band_m >= self._reach_m
-            free, cheapest = self._within(ride, min(band_m, self._reach_m))
+            is_whole = band_m >= reach_m
+            free, cheapest = self._within(ride, min(band_m, reach_m))
             beyond_s = floor_s + on_grid(band_m * self._s_per_m)  # nobody outside the band costs less
             if is_whole or (cheapest.cost_s < beyond_s and min(free.cost_s, price_s) < beyond_s):
                 break
@@ -115,12 +116,13 @@ class _Bands:
 
     def _within(self, ride: int, band_m: float) -> tuple[_Found, _Found]:
         problem, degrees = self._problem, math.degrees((band_m + BAND_SLACK_M) / EARTH_RADIUS_M)
-        lat = problem.ride_lat[ride]
+        lat, kind = problem.ride_lat[ride], problem.ride_kind[ride]
         band = slice(*np.searchsorted(self._lat, (lat - degrees, lat + degrees)).tolist())
         metres = distance_m(lat, problem.ride_lon[ride], self._lat[band], self._lon[band])
         way_s = on_grid(metres * self._s_per_m)
-        allowed = (metres <= problem.reach_m) & (way_s <= problem.reach_s) & ~self._is_barred[self._order[band]]
-        extra_s = problem.extra_s[problem.ride_kind[ride]][self._kind[band]]
+        allowed = (metres <= problem.reach_m[kind]) & (way_s <= problem.reach_s[kind])
+        allowed &= ~self._is_barred[self._order[band]]
+        extra_s = problem.extra_s[kind][self._kind[band]]
         cost_s = np.where(allowed, way_s + extra_s + self._driver_s[band], np.inf)
         cheapest = self._first(cost_s, way_s, band.start)
         if cheapest.place < 0 or self._free[cheapest.place]:

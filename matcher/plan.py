@@ -35,7 +35,7 @@ STALE_COUNTED_MAX = 200
 class Reason(StrEnum):
     """Why a ride of a batch got no driver (P12)."""
 
-    NO_DRIVER_IN_REACH = "no_driver_in_reach"  # no eligible, idle driver within the market's limits
+    NO_DRIVER_IN_REACH = "no_driver_in_reach"  # no eligible, idle driver within the ride's limits
     ALL_REFUSED = "all_refused"  # there are, and each refused this ride before
     PRICE_ABOVE_LIMIT = "price_above_limit"  # there are, and each costs more than leaving the ride
     OUTBID = "outbid"  # there are, and others were worth more to them
@@ -282,7 +282,7 @@ class Explainer:
 
     def unmatched(self, ride: int, *, went_stale: bool = False) -> Unmatched:
         batch, pairs = self._batch, self._solution.pairs
-        one = batch.demand.rides[ride]
+        one, (limit_m, limit_s) = batch.demand.rides[ride], self._limits(ride)
         places = slice(self._first[ride], self._first[ride + 1])
         costs, price_s = pairs.cost_s[places], float(batch.demand.price_s[ride])
         refused = self._refusing(ride) if one.ride_id in batch.demand.refused else 0
@@ -290,6 +290,7 @@ class Explainer:
             "candidates_told": min(len(costs), NEAR),  # of those allowed, the cheapest; how many more is not known
             "refused": refused,
             "price_of_leaving_s": round(price_s, 3),
+            "pickup_limit_s": round(limit_s, 3),  # of this ride: a market may let it grow with the wait
             "idle_drivers": len(batch.supply.driver_ids),
         }
         if len(costs):
@@ -301,11 +302,16 @@ class Explainer:
             is_counted, self._counted = self._counted < STALE_COUNTED_MAX, self._counted + 1
             if is_counted:
                 detail["stale_drivers_skipped"] = batch.supply.stale_within(
-                    one.pickup.lat, one.pickup.lon, batch.demand.market.reach_m
+                    one.pickup.lat, one.pickup.lon, min(limit_m, limit_s / batch.problem.s_per_m)
                 )
             if batch.problem.has_ways and not (is_counted and self._is_out_of_reach(ride)):
                 reason = Reason.NO_WAY_WORTH_ITS_PRICE  # pairs that were never priced by road may be among them
         return Unmatched(one.ride_id, reason, detail)
+
+    def _limits(self, ride: int) -> tuple[float, float]:
+        """How far as the crow flies, in metres, and how long, in seconds, a driver may come to this ride."""
+        problem, kind = self._batch.problem, self._batch.problem.ride_kind[ride]
+        return float(problem.reach_m[kind]), float(problem.reach_s[kind])
 
     def _is_out_of_reach(self, ride: int) -> bool:
         """Whether nobody who may serve the ride, those who refused it left out, is near even by a straight line."""
@@ -318,11 +324,11 @@ class Explainer:
 
     def _might_serve(self, ride: int, driver: Ints) -> int:
         """How many of these drivers are within the ride's reach by a straight line, with a vehicle that will do."""
-        problem = self._batch.problem
+        problem, (limit_m, limit_s) = self._batch.problem, self._limits(ride)
         away_m = distance_m(
             problem.ride_lat[ride], problem.ride_lon[ride], problem.driver_lat[driver], problem.driver_lon[driver]
         )
-        might = (away_m <= problem.reach_m) & (on_grid(away_m * problem.s_per_m) <= problem.reach_s)
+        might = (away_m <= limit_m) & (on_grid(away_m * problem.s_per_m) <= limit_s)
         might &= np.isfinite(problem.extra_s[problem.ride_kind[ride], problem.driver_kind[driver]])
         return int(np.count_nonzero(might))
 

@@ -20,6 +20,8 @@ from matcher.problem import COST_MAX, Seconds, on_grid
 SECONDS_MAX = 1e7
 #: The dearest price of leaving a ride, above twice the longest pickup; it leaves room for the rest of a cost.
 UNMATCHED_S_MAX = COST_MAX / 4.0
+#: A limit of pickups grows by eighths of itself, up to four times itself: few kinds of rides arise (P10).
+PICKUP_STEPS, PICKUP_FACTOR_MAX = 8, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,10 @@ class Market:
 
     `window_s` is how long rides gather for a batch, 0 for "on arrival".
     `max_pickup_s` and `max_pickup_m` (straight line) both limit a pairing.
+    `pickup_growth` is by how many seconds `max_pickup_s` grows for each second
+    that a ride has waited, in whole eighths of itself and up to `pickup_s_most`
+    (None: twice `max_pickup_s`; never beyond four times); `max_pickup_m` and
+    the base of the price of leaving the ride grow with it.
     `unmatched_base_s` None means twice `max_pickup_s`. It has to exceed
     `max_pickup_s`, so that a ride is never left out while a driver in reach
     stays free; at twice it, serving a ride is worth the price even where
@@ -54,6 +60,8 @@ class Market:
     window_s: float = 2.0
     max_pickup_s: float = 1800.0
     max_pickup_m: float = 15_000.0
+    pickup_growth: float = 0.0
+    pickup_s_most: float | None = None
     speed_mps: float = 7.0
     detour_factor: float = 1.3
     classes: tuple[str, ...] = ("standard",)
@@ -80,9 +88,9 @@ class Market:
         for name in ("max_pickup_s", "max_pickup_m", "speed_mps", "solve_s_max", "top_speed_mps"):
             _check(self.id, name, getattr(self, name), least=0.0, open_below=True)
         _check(self.id, "window_s", self.window_s, least=0.0)
-        for name in ("max_pickup_s", "unmatched_base_s", "idle_bonus_s_max", "refusal_s"):
+        for name in ("max_pickup_s", "pickup_s_most", "unmatched_base_s", "idle_bonus_s_max", "refusal_s"):
             _check_most(self.id, name, getattr(self, name))
-        for name in ("unmatched_growth", "idle_bonus", "idle_bonus_s_max", "refusal_s"):
+        for name in ("pickup_growth", "unmatched_growth", "idle_bonus", "idle_bonus_s_max", "refusal_s"):
             _check(self.id, name, getattr(self, name), least=0.0)
         _check(self.id, "window_s_max", self.window_s_max, least=self.window_s)
         for better, lesser in self.downgrade_s.items():
@@ -96,13 +104,10 @@ class Market:
         _check(self.id, "deadline_max_ms", self.deadline_max_ms, least=self.deadline_default_ms)
         if self.unmatched_base_s is not None:
             _check(self.id, "unmatched_base_s", self.unmatched_base_s, least=self.max_pickup_s, open_below=True)
+        if self.pickup_s_most is not None:
+            _check(self.id, "pickup_s_most", self.pickup_s_most, least=0.0, open_below=True)
         if not self.classes:
             raise ValueError(f"market {self.id}: classes must name one class at least")
-
-    @property
-    def reach_m(self) -> float:
-        """The straight-line distance beyond which no pairing is allowed."""
-        return min(self.max_pickup_m, self.max_pickup_s / self.s_per_m)
 
     @property
     def s_per_m(self) -> float:
@@ -127,6 +132,18 @@ class Market:
         """
         return on_grid(distance_m * (self.detour_factor / self.speed_mps))
 
+    @property
+    def longest_pickup_s(self) -> float:
+        """What `max_pickup_s` may grow to, were it not for the steps."""
+        most_s = 2.0 * self.max_pickup_s if self.pickup_s_most is None else self.pickup_s_most
+        return max(self.max_pickup_s, min(most_s, PICKUP_FACTOR_MAX * self.max_pickup_s, SECONDS_MAX))
+
+    def pickup_factor(self, waited_s: Seconds) -> Seconds:
+        """How many times the limits of a pickup hold for a ride that has waited so long: 1, 9/8, 10/8 ..."""
+        grown_s = np.clip(self.pickup_growth * waited_s, 0.0, self.longest_pickup_s - self.max_pickup_s)
+        factor: Seconds = 1.0 + np.floor(PICKUP_STEPS * grown_s / self.max_pickup_s) / PICKUP_STEPS
+        return factor
+
     def idle_s(self, idle_s: Seconds) -> Seconds:
         """The bonus of a driver that has been idle for so long."""
         bonus_s: Seconds = np.clip(self.idle_bonus * idle_s, 0.0, self.idle_bonus_s_max)
@@ -138,7 +155,10 @@ class Market:
 
     def unmatched_s(self, waited_s: Seconds) -> Seconds:
         """The price of leaving a ride unmatched that has waited so long; it stops growing at UNMATCHED_S_MAX."""
-        base_s = 2.0 * self.max_pickup_s if self.unmatched_base_s is None else self.unmatched_base_s
+        limit_s = self.max_pickup_s * self.pickup_factor(waited_s)
+        base_s = 2.0 * limit_s
+        if self.unmatched_base_s is not None:
+            base_s = self.unmatched_base_s + (limit_s - self.max_pickup_s)
         price_s: Seconds = np.minimum(base_s + self.unmatched_growth * waited_s, UNMATCHED_S_MAX)
         return on_grid(price_s)
 

@@ -47,10 +47,11 @@ class Problem:
     The pair of ride i and driver j costs `way + extra_s[ride_kind[i], driver_kind[j]] + driver_s[j]`
     seconds, where the way takes `s_per_m` seconds a metre of great circle, or, where `has_ways`, what
     its provider says, of which the straight line is then a lower bound. A pair is allowed unless
-    `extra_s` is infinite for its kinds, it is barred, or its way is longer than `reach_m` (straight
-    line) or takes longer than `reach_s`. Leaving ride i unmatched costs `price_s[i]`.
+    `extra_s` is infinite for its kinds, it is barred, or its way is longer than `reach_m[ride_kind[i]]`
+    (straight line) or takes longer than `reach_s[ride_kind[i]]`. Leaving ride i unmatched costs `price_s[i]`.
 
-    Shapes: rides (n,), drivers (m,), `extra_s` (ride kinds, driver kinds), barred pairs (b,).
+    Shapes: rides (n,), drivers (m,), `extra_s` (ride kinds, driver kinds), `reach_m` and `reach_s`
+    (ride kinds,), barred pairs (b,).
     Degrees, metres, seconds; `driver_s` and `extra_s` may be negative, `price_s` may not.
     """
 
@@ -66,8 +67,8 @@ class Problem:
     barred_ride: Ints
     barred_driver: Ints
     s_per_m: float
-    reach_m: float
-    reach_s: float
+    reach_m: Floats
+    reach_s: Floats
     has_ways: bool = False
 
     @property
@@ -168,9 +169,19 @@ def check(problem: Problem) -> None:
     if len(wrong):
         raise BadProblem(f"extra_s of ride kind {wrong[0, 0]} and driver kind {wrong[0, 1]} is no price")
     _check_grid("extra_s", problem.extra_s)
-    for name, value in (("s_per_m", problem.s_per_m), ("reach_m", problem.reach_m), ("reach_s", problem.reach_s)):
-        if not value > 0.0 or (name == "s_per_m" and not value <= COST_MAX):
-            raise BadProblem(f"{name} is {value}, which must be above 0")
+    if not 0.0 < problem.s_per_m <= COST_MAX:
+        raise BadProblem(f"s_per_m is {problem.s_per_m}, which must be above 0")
+    _check_reach("reach_m", problem.reach_m, kinds)
+    _check_reach("reach_s", problem.reach_s, kinds)
+
+
+def _check_reach(name: str, reach: Floats, kinds: int) -> None:
+    """Infinity is a reach too."""
+    if reach.shape != (kinds,):
+        raise BadProblem(f"{name} has the shape {reach.shape}, not ({kinds},)")
+    wrong = np.flatnonzero(~(reach > 0.0))
+    if len(wrong):
+        raise BadProblem(f"{name} of {wrong[0]} is {reach[wrong[0]]}, which must be above 0")
 
 
 def _check_grid(name: str, seconds: Floats) -> None:

@@ -50,11 +50,14 @@ class Forest(NamedTuple):
 
 
 class Ways(NamedTuple):
-    """What a pair's way costs and which ways are allowed; see matcher.problem.Problem."""
+    """What a pair's way costs and which ways are allowed; see matcher.problem.Problem.
+
+    The limits are tables by the asking point's kind and the partner's, as `extra_s` is.
+    """
 
     s_per_m: float
-    reach_m: float
-    reach_s: float
+    reach_m: Floats
+    reach_s: Floats
 
 
 class Known(NamedTuple):
@@ -236,10 +239,11 @@ def best_partners(
     """Of each of `asking` the k partners of greatest `weight - extra - way` above its `floor`.
 
     `asking` are positions; `place` (n, 3), `kind` (n,) belong to all points of their side, `floor` runs
-    beside `asking`; `extra_s[kind, partner's kind]` may be infinite. Where `twin[a]`, asking point a is of the
-    same place and kind as the one before: twins have the same partners, so each is given other k of them, the
-    first ones the best, or all would crowd around the same few. Returns pairs of positions (found, 2), each
-    point's best first, ties by position; their values; and who has perhaps more.
+    beside `asking`; `extra_s[kind, partner's kind]` may be infinite, and the limits of `ways` are as large.
+    Where `twin[a]`, asking point a is of the same place and kind as the one before: twins have the same
+    partners, so each is given other k of them, the first ones the best, or all would crowd around the same
+    few. Returns pairs of positions (found, 2), each point's best first, ties by position; their values; and
+    who has perhaps more.
     """
     room = len(asking) * k
     pair, value = np.empty((room, 2), np.int32), np.empty(room)
@@ -278,9 +282,10 @@ def search(forest: Any, ways: Any, extra_s: Any, known: Any, q: int, place: Any,
         extra = extra_s[kind[q], other]
         if forest.root[other] < 0 or extra == np.inf:
             continue
+        reach_m, reach_s = ways.reach_m[kind[q], other], ways.reach_s[kind[q], other]
         size = 1
         stack[0] = forest.root[other]
-        hopes[0] = _hope(forest, ways, stack[0], x, y, z)
+        hopes[0] = _hope(forest, ways.s_per_m, reach_m, stack[0], x, y, z)
         while size > 0:
             size -= 1
             node = stack[size]
@@ -288,11 +293,13 @@ def search(forest: Any, ways: Any, extra_s: Any, known: Any, q: int, place: Any,
                 continue
             near = forest.child[node]
             if near < 0:
-                count, lowest = _look(forest, ways, extra, known, q, x, y, z, node, k, found, value, count, lowest)
+                count, lowest = _look(forest, ways.s_per_m, reach_m, reach_s, extra, known, q, x, y, z, node, k,
+                                      found, value, count, lowest)  # fmt: skip
                 continue
             # The more hopeful child is looked at first: it raises what the other has to beat.
             far = near + 1
-            hope, less = _hope(forest, ways, near, x, y, z), _hope(forest, ways, far, x, y, z)
+            hope = _hope(forest, ways.s_per_m, reach_m, near, x, y, z)
+            less = _hope(forest, ways.s_per_m, reach_m, far, x, y, z)
             if less > hope:
                 near, far, hope, less = far, near, less, hope
             if less - extra > lowest:
@@ -305,7 +312,7 @@ def search(forest: Any, ways: Any, extra_s: Any, known: Any, q: int, place: Any,
 
 
 @njit(cache=True, nogil=True)
-def _hope(forest: Any, ways: Any, node: int, x: float, y: float, z: float) -> Any:
+def _hope(forest: Any, s_per_m: float, reach_m: float, node: int, x: float, y: float, z: float) -> Any:
     """No point of the node is worth more than this, its kind's extra aside.
 
     Exactly: no chord is longer than its arc, and rounding keeps the order of what it rounds. So what can only
@@ -316,25 +323,26 @@ def _hope(forest: Any, ways: Any, node: int, x: float, y: float, z: float) -> An
     dy = max(max(box[node, 1] - y, y - box[node, 4]), 0.0)
     dz = max(max(box[node, 2] - z, z - box[node, 5]), 0.0)
     away2 = dx * dx + dy * dy + dz * dz
-    if away2 > ways.reach_m * ways.reach_m:
+    if away2 > reach_m * reach_m:
         return -np.inf
-    return forest.top[node] - straight_s(np.sqrt(away2), ways.s_per_m)
+    return forest.top[node] - straight_s(np.sqrt(away2), s_per_m)
 
 
 @njit(cache=True, nogil=True)
-def _look(forest: Any, ways: Any, extra: float, known: Any, q: int, x: float, y: float, z: float, node: int, k: int,
-          found: Any, value: Any, count: int, lowest: float) -> Any:  # fmt: skip
+def _look(forest: Any, s_per_m: float, reach_m: float, reach_s: float, extra: float, known: Any, q: int,
+          x: float, y: float, z: float, node: int, k: int, found: Any, value: Any, count: int,
+          lowest: float) -> Any:  # fmt: skip
     """Takes what a leaf has above `lowest` into the row; returns the row's length and what is to be beaten now."""
     for t in range(forest.begin[node], forest.end[node]):
         dx, dy, dz = x - forest.place[t, 0], y - forest.place[t, 1], z - forest.place[t, 2]
         chord2 = dx * dx + dy * dy + dz * dz
         spare = forest.weight[t] - extra - lowest + STEP_S
-        if spare <= 0.0 or chord2 * ways.s_per_m * ways.s_per_m > spare * spare:
+        if spare <= 0.0 or chord2 * s_per_m * s_per_m > spare * spare:
             continue
         metres = arc_m(chord2)
-        way = straight_s(metres, ways.s_per_m)
+        way = straight_s(metres, s_per_m)
         worth = forest.weight[t] - extra - way
-        if worth <= lowest or metres > ways.reach_m or way > ways.reach_s:
+        if worth <= lowest or metres > reach_m or way > reach_s:
             continue
         partner = forest.order[t]
         if known.first[q + 1] > known.first[q] and _holds(known, q, partner):

@@ -91,7 +91,7 @@ class Search:
         self.has_ways = problem.has_ways and is_whole  # a sample is solved by straight lines
         extra_s = problem.extra_s if rides_are_a else problem.extra_s.T
         self.extra_s = (np.ascontiguousarray(extra_s), np.ascontiguousarray(extra_s.T))
-        self.ways = reach.Ways(problem.s_per_m, problem.reach_m, problem.reach_s)
+        self.ways = _ways(problem) if rides_are_a else _ways(problem)[::-1]
         self.barred = self._known(np.empty(0, np.int32), np.empty(0, np.int32))
 
     def known(self, graph: Graph) -> tuple[reach.Known, reach.Known]:
@@ -137,7 +137,7 @@ class Search:
             asked, is_twin = mine.in_turn(asked)
         pair, net_s, full = reach.best_partners(
             others.forest,
-            self.ways,
+            self.ways[0 if of_a else 1],
             extra_s,
             known,
             asked,
@@ -150,6 +150,14 @@ class Search:
         position, partner = pair[:, 0], pair[:, 1]
         net_s += mine.base_s[position]
         return FoundPairs(position, partner, net_s + others.y[partner], net_s, full)
+
+
+def _ways(problem: Problem) -> tuple[reach.Ways, reach.Ways]:
+    """For rides that ask, and for drivers that do; the limits are those of the ride's kind in both."""
+    driver_kinds = problem.extra_s.shape[1]
+    reach_m, reach_s = (np.repeat(each[:, None], driver_kinds, axis=1) for each in (problem.reach_m, problem.reach_s))
+    asked_by_drivers = reach.Ways(problem.s_per_m, np.ascontiguousarray(reach_m.T), np.ascontiguousarray(reach_s.T))
+    return reach.Ways(problem.s_per_m, reach_m, reach_s), asked_by_drivers
 
 
 def start(problem: Problem) -> Search:

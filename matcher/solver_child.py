@@ -139,7 +139,7 @@ def warm_up() -> None:
     straight = Problem(
         ride_lat=two, ride_lon=two, price_s=two + 9.0, ride_kind=np.zeros(2, np.int32), driver_lat=two[:1],
         driver_lon=two[:1], driver_s=two[:1], driver_kind=one, extra_s=np.zeros((1, 1)), barred_ride=one,
-        barred_driver=one, s_per_m=1.0, reach_m=9.0, reach_s=9.0,
+        barred_driver=one, s_per_m=1.0, reach_m=two[:1] + 9.0, reach_s=two[:1] + 9.0,
     )  # fmt: skip
     for problem in (straight, replace(straight, has_ways=True)):
         task = SolveTask(frame_of(problem), limit_s=60.0, near=2, compare=True, ways_max=0, roads="")

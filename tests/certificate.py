@@ -33,7 +33,8 @@ def cost_matrix(problem: Problem, ways: WaysOf | None = None) -> Floats:
         said = ways(rides.astype(np.int32), drivers.astype(np.int32)).reshape(metres.shape)
         way_s = np.maximum(on_grid(said), way_s)
     extra_s = problem.extra_s[problem.ride_kind][:, problem.driver_kind]
-    allowed = (metres <= problem.reach_m) & (way_s <= problem.reach_s)
+    reach_m, reach_s = (each[problem.ride_kind][:, None] for each in (problem.reach_m, problem.reach_s))
+    allowed = (metres <= reach_m) & (way_s <= reach_s)
     allowed[problem.barred_ride, problem.barred_driver] = False
     cost: Floats = np.where(allowed, way_s + extra_s + problem.driver_s[None], np.inf)
     return cost

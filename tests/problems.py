@@ -20,11 +20,13 @@ def problem(
     driver_kind: Ints | None = None,
     barred: tuple[Ints, Ints] = (NOBODY, NOBODY),
     s_per_m: float = 1.3 / 7.0,
-    reach_m: float = 10_000.0,
-    reach_s: float = 1800.0,
+    reach_m: Floats | float = 10_000.0,
+    reach_s: Floats | float = 1800.0,
     has_ways: bool = False,
 ) -> Problem:
     n, m = len(rides[0]), len(drivers[0])
+    extra_s = np.zeros((1, 1)) if extra_s is None else extra_s
+    kinds = len(extra_s)
     return Problem(
         *rides,
         np.broadcast_to(on_grid(np.asarray(price_s, dtype=np.float64)), (n,)).copy(),
@@ -32,11 +34,11 @@ def problem(
         *drivers,
         np.broadcast_to(on_grid(np.asarray(driver_s, dtype=np.float64)), (m,)).copy(),
         np.zeros(m, np.int32) if driver_kind is None else driver_kind,
-        np.zeros((1, 1)) if extra_s is None else extra_s,
+        extra_s,
         *barred,
         s_per_m,
-        reach_m,
-        reach_s,
+        np.broadcast_to(np.asarray(reach_m, dtype=np.float64), (kinds,)).copy(),
+        np.broadcast_to(np.asarray(reach_s, dtype=np.float64), (kinds,)).copy(),
         has_ways,
     )
 
@@ -75,6 +77,6 @@ def drawn(seed: int, n: int, m: int) -> Problem:
             rng.integers(0, max(n, 1), barred).astype(np.int32),
             rng.integers(0, max(m, 1), barred).astype(np.int32),
         ),
-        reach_m=float(rng.choice([500.0, 3000.0, 10_000.0, np.inf])),
-        reach_s=float(rng.choice([120.0, 1800.0, np.inf])),
+        reach_m=rng.choice([500.0, 3000.0, 10_000.0, np.inf], kinds),
+        reach_s=rng.choice([120.0, 1800.0, np.inf], kinds),
     )

@@ -82,6 +82,8 @@ MARKETS = st.builds(
     refusal_s=st.sampled_from([0.0, 100.0]),
     max_pickup_m=st.sampled_from([500.0, 5000.0, 15_000.0]),
     max_pickup_s=st.sampled_from([120.0, 1800.0]),
+    pickup_growth=st.sampled_from([0.0, 0.0, 1.0, 4.0]),
+    pickup_s_most=st.sampled_from([None, 200.0, 480.0]),
     unmatched_growth=st.sampled_from([0.0, 1.0]),
 )
 PLACES = st.sampled_from(SPOTS) | st.builds(east, st.floats(-4000.0, 4000.0), st.floats(-4000.0, 4000.0))
@@ -160,8 +162,10 @@ class Oracle:
         market = self._city.market
         metres = between_m(ride.pickup, LatLng(fix.lat, fix.lon))
         way_s = market.pickup_s(metres)
+        limit_s = self.limit_s(ride)
+        limit_m = market.max_pickup_m * limit_s / market.max_pickup_s
         offers = fix.seats >= ride.seats and all(fix.tags & TAG_BITS.get(tag, 0) for tag in ride.tags)
-        if not offers or metres > market.max_pickup_m or way_s > market.max_pickup_s:
+        if not offers or metres > limit_m or way_s > limit_s:
             return math.inf
         history: DriverHistory | None = self._city.known["histories"].get(fix.driver_id)
         since_ms = self._city.known["idle_since_ms"].get(fix.driver_id, NOW_MS)
@@ -169,6 +173,15 @@ class Oracle:
         extra_s = market.extra_s(ride.vehicle_class, fix.vehicle_class)
         idle_s = market.idle_s((NOW_MS - since_ms) / 1000.0)
         return float(way_s + extra_s + market.refusal_risk_s(share) - idle_s)
+
+    def limit_s(self, ride: Ride) -> float:
+        """The longest pickup of a ride that has waited as long as this one, stepped up from the shortest."""
+        market, waited_s = self._city.market, (NOW_MS - ride.requested_at_ms) / 1000.0
+        limit_s, step_s = market.max_pickup_s, market.max_pickup_s / 8.0
+        most_s = min(market.pickup_s_most or 2.0 * limit_s, 4.0 * limit_s)
+        while limit_s + step_s <= min(most_s, market.max_pickup_s + market.pickup_growth * waited_s):
+            limit_s += step_s
+        return limit_s
 
     def matrix(self) -> Floats:
         """Of the rides by all drivers that are there, both by id; infinite where a pair is not allowed."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matcher import certificate, plain
 from matcher.optimum import solve
 from matcher.problem import UNMATCHED, Floats, Ints, Problem, Solution, on_grid
 from tests.certificate import STEP_S, NoProof, cost_matrix, dense_optimum_s, prove
@@ -33,6 +34,44 @@ def test_small_problems_of_every_kind_are_solved_to_the_proven_optimum(seed: int
     check_all(given_problem, solution)
     assert solution.greedy_s is not None
     assert solution.greedy_s >= solution.cost_s
+
+
+def reaching(seed: int, n: int, m: int, kinds: int) -> Problem:
+    """Rides of so many kinds in one place, which differ in how far they reach, and in little else."""
+    rng = np.random.default_rng(seed)
+    rides, drivers = (around(rng, count, lat=40.7, lon=-74.0, spread=0.02, spots=3) for count in (n, m))
+    return problem(
+        rides,
+        drivers,
+        price_s=2000.0 + rng.random(n) * 100.0,
+        extra_s=on_grid(rng.choice([0.0, 60.0], (kinds, 2))),
+        ride_kind=rng.integers(0, kinds, n).astype(np.int32),
+        driver_kind=rng.integers(0, 2, m).astype(np.int32),
+        reach_m=rng.uniform(100.0, 6000.0, kinds),
+        reach_s=rng.uniform(20.0, 1200.0, kinds),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.integers(1, 40), st.integers(1, 40), st.integers(2, 9))
+def test_rides_that_reach_further_than_others_are_solved_to_the_proven_optimum(
+    seed: int, n: int, m: int, kinds: int
+) -> None:
+    given_problem = reaching(seed, n, m, kinds)
+    solution = solve(given_problem, near=3, compare=True)
+    check_all(given_problem, solution)
+    certificate.prove(given_problem, solution)
+    assert solution.greedy_s is not None
+    assert solution.greedy_s >= solution.cost_s
+    stood_in = plain.greedy(given_problem, given_problem.s_per_m, is_over=lambda: False)
+    assert certificate.cost_of(given_problem, stood_in.driver_of) >= solution.cost_s - STEP_S * (n + 1)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seeds, st.sampled_from([(700, 900), (1200, 600), (150, 1500), (1500, 150)]))
+def test_rides_that_reach_further_are_too_where_a_sample_is_solved_first(seed: int, shape: tuple[int, int]) -> None:
+    given_problem = reaching(seed, *shape, kinds=9)
+    check_all(given_problem, solve(given_problem))
 
 
 @settings(max_examples=10, deadline=None)
@@ -101,6 +140,8 @@ def test_road_times_are_priced_until_no_pair_could_be_better(seed: int, n: int, 
     solution = solve(given_problem, ways)
     prove(given_problem, solution, ways)
     assert sum(asked[:-1]) <= n * m or len(asked) == 1
+    cost = cost_matrix(given_problem, ways)
+    assert abs(dense_optimum_s(cost, given_problem.price_s) - solution.cost_s) <= STEP_S * (n + 1)
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -243,6 +243,57 @@ class TestKinds:
             and (not ride.tags or fix.tags & 4)
         }
         assert costs == expected
+
+
+class TestGrowingLimits:
+    MARKET: ClassVar[dict[str, float]] = {
+        "speed_mps": 10.0,
+        "detour_factor": 1.0,
+        "max_pickup_s": 160.0,
+        "max_pickup_m": 1600.0,
+        "pickup_growth": 2.0,
+    }
+
+    def made(self, waited_s: float, metres: float, **fields: Any) -> dict[str, str]:
+        index, market = index_of([fix_at("a", east(metres))]), market_with(**{**self.MARKET, **fields})
+        return pairs_of(made_of(waiting_of([ride_at("r", east(0), waited_s=waited_s)]), index, market))
+
+    @pytest.mark.parametrize(
+        ("metres", "least_s"), [(1590.0, 0.0), (1610.0, 10.0), (1790.0, 10.0), (1810.0, 20.0), (3190.0, 80.0)]
+    )
+    def test_a_ride_out_of_reach_is_matched_once_it_has_waited_long_enough(self, metres: float, least_s: float) -> None:
+        assert self.made(least_s, metres) == {"r": "a"}
+        assert not least_s or self.made(least_s - 0.001, metres) == {}
+
+    def test_the_limit_grows_no_further_than_the_market_says(self) -> None:
+        assert self.made(1e6, 3210.0) == {}
+        assert self.made(1e6, 3210.0, pickup_s_most=480.0) == {"r": "a"}
+        assert self.made(1e6, 1610.0, pickup_growth=0.0) == {}
+
+    def test_metres_and_seconds_grow_alike(self) -> None:
+        wide = {"max_pickup_m": 1e5, "speed_mps": 20.0}
+        assert (self.made(0.0, 3190.0, **wide), self.made(0.0, 3210.0, **wide)) == ({"r": "a"}, {})
+        assert (self.made(80.0, 6390.0, **wide), self.made(80.0, 6410.0, **wide)) == ({"r": "a"}, {})
+        assert (self.made(80.0, 3190.0, speed_mps=40.0), self.made(80.0, 3210.0, speed_mps=40.0)) == ({"r": "a"}, {})
+
+    def test_rides_differ_in_kind_only_where_their_limits_do(self) -> None:
+        waits_s = [0.0, 9.0, 10.0, 19.0, 79.0, 80.0, 5000.0]
+        rides = [ride_at(f"r{place}", east(0), waited_s=waited_s) for place, waited_s in enumerate(waits_s)]
+        problem = batch_of(waiting_of(rides), index_of([fix_at("a", east(0))]), market_with(**self.MARKET)).problem
+        check(problem)
+        assert problem.extra_s.tolist() == [[0.0]] * 4
+        assert problem.reach_s[problem.ride_kind].tolist() == [160.0, 160.0, 180.0, 180.0, 300.0, 320.0, 320.0]
+        assert problem.reach_m[problem.ride_kind].tolist() == [1600.0, 1600.0, 1800.0, 1800.0, 3000.0, 3200.0, 3200.0]
+
+    def test_classes_and_limits_tell_rides_apart_together(self) -> None:
+        rides = [
+            ride_at(f"{kind}{waited_s:g}", east(0), kind=kind, waited_s=waited_s)
+            for kind in ("standard", "xl")
+            for waited_s in (0.0, 40.0)
+        ]
+        index = index_of([fix_at("car", east(1700)), fix_at("van", east(-1700), kind="xl")])
+        costs = costs_of(batch_of(waiting_of(rides), index, market_with(**self.MARKET, **WIDE)))
+        assert set(costs) == {("standard40", "car"), ("standard40", "van"), ("xl40", "van")}
 
 
 class TestWhatADriverCostsMore:

@@ -86,6 +86,16 @@ class TestReplay:
         assert out["fault"] is None
         assert out["seconds"] >= 0.0
 
+    def test_a_batch_kept_by_the_version_before_whose_rides_had_one_reach_is_solved_again(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = scarce()
+        first_form = msgspec.structs.replace(frame_of(given), reach_m=10_000.0, reach_s=1800.0)
+        path = kept(tmp_path, record_of(given, solved(given), version=1, problem=first_form))
+        assert main(["batch", "replay", path, "--json"]) == 0
+        out = told(capsys)
+        assert (out["same_plan"], out["checked"]) == (True, True)
+
     def test_road_times_are_taken_from_the_record(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         given = replace(scarce(), has_ways=True)
 
@@ -237,6 +247,15 @@ class TestFiles:
             assert main(["batch", "replay", str(path)]) == EXIT_UNUSABLE
             assert capsys.readouterr().err.startswith("hexhail: ")
 
+    def test_the_reaches_of_its_rides_are_shown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        given = problem(
+            (np.full(2, 40.75), np.full(2, -73.98)), (np.full(1, 40.75), np.full(1, -73.98)), extra_s=np.zeros((2, 1))
+        )
+        given = replace(given, ride_kind=np.array([0, 1], np.int32), reach_m=np.array([900.0, 500.0]))
+        assert main(["batch", "show", kept(tmp_path, record_of(given, solved(given))), "--json"]) == 0
+        out = told(capsys)
+        assert [out[name] for name in ("reach_m", "reach_m_most", "reach_s", "reach_s_most")] == [500, 900, 1800, 1800]
+
     def test_a_folder_is_no_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["batch", "show", str(tmp_path)]) == EXIT_UNUSABLE
         assert "cannot be read" in capsys.readouterr().err
@@ -295,7 +314,7 @@ class TestCertificate:
             (given, driver_of[:-1], "has not"),
             (given, np.full_like(driver_of, 99), "has not"),
             (barred, driver_of, "not allowed"),
-            (replace(given, reach_m=1.0), driver_of, "not allowed"),
+            (replace(given, reach_m=np.ones(1)), driver_of, "not allowed"),
         ):
             with pytest.raises(NoCertificate, match=word):
                 cost_of(wrong_in, plan)

@@ -15,6 +15,7 @@ from matcher import assignment, optimum
 from matcher.graph import CandidateGraph
 from matcher.packing import (
     ANSWERS,
+    OLDEST_READ,
     TASKS,
     VERSION,
     Assigned,
@@ -39,7 +40,7 @@ from matcher.packing import (
     solution_of,
     unpack_record,
 )
-from matcher.problem import BadProblem, Problem
+from matcher.problem import BadProblem, Problem, check
 from tests.problems import drawn
 
 seeds = st.integers(0, 2**32 - 1)
@@ -75,6 +76,8 @@ def test_a_table_of_kinds_that_one_side_has_none_of_comes_back_too(kinds: tuple[
     given_problem = dataclasses.replace(
         empty,
         extra_s=np.zeros(kinds),
+        reach_m=np.full(ride_kinds, 3000.0),
+        reach_s=np.full(ride_kinds, np.inf),
         ride_kind=np.arange(ride_kinds, dtype=np.int32),
         driver_kind=np.arange(driver_kinds, dtype=np.int32),
     )
@@ -158,8 +161,20 @@ class TestRecord:
                 unpack_record(data[:length])
 
     def test_a_record_of_another_form_is_refused_naming_both(self) -> None:
-        with pytest.raises(BadProblem, match=f"in form {VERSION + 1}, this version reads {VERSION}"):
-            unpack_record(pack_record(self.record(version=VERSION + 1)))
+        for version in (OLDEST_READ - 1, VERSION + 1):
+            with pytest.raises(BadProblem, match=f"in form {version}, this version reads {OLDEST_READ} to {VERSION}"):
+                unpack_record(pack_record(self.record(version=version)))
+
+    @pytest.mark.parametrize("drivers", [0, 4])
+    def test_a_record_in_the_first_form_whose_rides_had_one_reach_is_read(self, drivers: int) -> None:
+        given_problem = drawn(2, 3, drivers)
+        kinds = len(given_problem.extra_s) if drivers else int(given_problem.ride_kind.max()) + 1
+        frame = msgspec.structs.replace(frame_of(given_problem), reach_m=3000.0, reach_s=np.inf)
+        record = unpack_record(pack_record(self.record(version=1, problem=frame)))
+        found = problem_of(record.problem)
+        check(found)
+        assert (found.reach_m.tolist(), found.reach_s.tolist()) == ([3000.0] * kinds, [np.inf] * kinds)
+        assert found.extra_s.tolist() == given_problem.extra_s[:kinds].tolist()
 
     @pytest.mark.parametrize(
         "broken",
@@ -167,6 +182,9 @@ class TestRecord:
             {"ride_lat": b"1234567"},
             {"driver_kind": b"123"},
             {"extra_s": bytes(20)},
+            {"reach_m": bytes(20)},
+            {"reach_m": bytes(8 * 99)},
+            {"reach_s": bytes(20)},
             {"extra_columns": 7},
             {"extra_columns": 2**62},
             {"extra_columns": 2**64 - 1},

@@ -378,6 +378,25 @@ class TestReasons:
         assert left.reason == Reason.NO_DRIVER_IN_REACH
         assert (left.detail["stale_drivers_skipped"], left.detail["idle_drivers"]) == (1, 1)
 
+    @pytest.mark.parametrize(
+        ("waited_s", "limit_s", "counts"), [(0.0, 1800.0, (0, 0)), (900.0, 2700.0, (1, 1)), (9000.0, 3600.0, (1, 1))]
+    )
+    def test_a_ride_without_anybody_in_reach_tells_its_own_limit_and_counts_within_it(
+        self, waited_s: float, limit_s: float, counts: tuple[int, int]
+    ) -> None:
+        """The first limit is 9.7 km of the market's straight lines, the second 14.5 km."""
+        index = index_of([fix_at("stale", east(12_000), age_ms=STALE_AFTER_MS + 1), fix_at("refused", east(0, 12_000))])
+        waiting = waiting_of([ride_at("r", east(0), waited_s=waited_s)], refused={"r": ["refused"]})
+        [left] = made_of(waiting, index, market_with(pickup_growth=1.0)).unmatched
+        assert left.reason == (Reason.ALL_REFUSED if counts[1] else Reason.NO_DRIVER_IN_REACH)
+        assert left.detail["pickup_limit_s"] == limit_s
+        assert (left.detail["stale_drivers_skipped"], left.detail["refused"]) == counts
+
+    def test_a_ride_whose_grown_limit_still_reaches_nobody_says_that(self) -> None:
+        waiting, index = waiting_of([ride_at("r", east(0), waited_s=900.0)]), index_of([fix_at("a", east(25_000))])
+        [left] = made_of(waiting, index, market_with(pickup_growth=1.0)).unmatched
+        assert (left.reason, left.detail["pickup_limit_s"]) == (Reason.NO_DRIVER_IN_REACH, 2700.0)
+
     def test_a_ride_that_the_greedys_time_did_not_suffice_for_says_so(self) -> None:
         rides = [ride_at("a", east(0)), ride_at("b", east(0), waited_s=9.0), ride_at("c", east(25_000))]
         index = index_of([fix_at("d", east(0)), fix_at("e", east(10))])

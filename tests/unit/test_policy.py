@@ -26,16 +26,47 @@ def test_the_pickup_takes_the_detour_at_the_markets_speed() -> None:
     assert market.pickup_s(np.array([0.0, 2000.0])).tolist() == [0.0, 300.0]
 
 
-def test_both_limits_bound_the_reach() -> None:
-    assert market_with(max_pickup_m=500.0).reach_m == 500.0
-    by_time = market_with(max_pickup_s=100.0, speed_mps=10.0, detour_factor=1.25)
-    assert by_time.reach_m == 800.0
-    assert by_time.pickup_s(by_time.reach_m) == 100.0
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"unmatched_base_s": 1801.0, "unmatched_growth": 0.0},
+        {"pickup_growth": 2.0, "unmatched_growth": 0.0},
+        {"pickup_growth": 5.0, "pickup_s_most": 7200.0, "unmatched_base_s": 1801.0, "unmatched_growth": 0.0},
+        {"pickup_growth": 1.0, "max_pickup_s": 1e7, "unmatched_growth": 0.0},
+    ],
+)
+def test_nobody_in_reach_is_left_out_at_will(fields: dict[str, Any]) -> None:
+    market, waited_s = market_with(**fields), np.append(np.linspace(0.0, 9000.0, 1001), 1e9)
+    assert np.all(market.unmatched_s(waited_s) > market.max_pickup_s * market.pickup_factor(waited_s))
 
 
-def test_nobody_in_reach_is_left_out_at_will() -> None:
-    market = market_with()
-    assert market.unmatched_s(0.0) > market.pickup_s(market.reach_m)
+def test_the_limits_of_a_pickup_grow_with_the_wait_by_eighths_and_never_too_soon() -> None:
+    market = market_with(max_pickup_s=800.0, pickup_growth=2.0)
+    waits_s = np.array([-5.0, 0.0, 49.9, 50.0, 99.9, 100.0, 399.9, 400.0, 1e9])
+    assert (8.0 * market.pickup_factor(waits_s)).tolist() == [8, 8, 8, 9, 9, 10, 15, 16, 16]
+    assert market_with().pickup_factor(1e9) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("most_s", "factor"), [(None, 2.0), (800.0, 1.0), (899.9, 1.0), (900.0, 1.125), (1999.9, 2.375), (3200.0, 4.0)]
+)
+def test_the_limits_of_a_pickup_grow_up_to_what_the_market_says(most_s: float | None, factor: float) -> None:
+    assert market_with(max_pickup_s=800.0, pickup_growth=1.0, pickup_s_most=most_s).pickup_factor(1e9) == factor
+
+
+@pytest.mark.parametrize(("most_s", "factor"), [(100.0, 1.0), (9000.0, 4.0)])
+def test_a_market_whose_limit_was_replaced_keeps_within_one_to_four_times_of_it(most_s: float, factor: float) -> None:
+    """P10: a request for a plan may name a limit that the market's greatest does not fit."""
+    assert market_with(max_pickup_s=800.0, pickup_growth=1.0, pickup_s_most=most_s).pickup_factor(1e9) == factor
+
+
+def test_the_price_of_leaving_a_ride_grows_with_the_limit_of_its_pickup() -> None:
+    fields: dict[str, Any] = {"max_pickup_s": 800.0, "pickup_growth": 2.0, "unmatched_growth": 1.0}
+    waits_s = np.array([0.0, 100.0, 400.0])
+    assert market_with(**fields).unmatched_s(waits_s).tolist() == [1600.0, 2100.0, 3600.0]
+    based = market_with(unmatched_base_s=1000.0, **fields)
+    assert based.unmatched_s(waits_s).tolist() == [1000.0, 1300.0, 2200.0]
 
 
 def test_the_price_of_leaving_a_ride_grows_with_its_wait() -> None:
@@ -102,7 +133,6 @@ def test_road_times_are_bounded_by_the_top_speed_and_straight_lines_by_the_pace(
     fields: dict[str, Any] = {"speed_mps": 10.0, "detour_factor": 1.25, "top_speed_mps": 40.0, "max_pickup_s": 100.0}
     straight, by_road = market_with(**fields), market_with(has_ways=True, **fields)
     assert (straight.s_per_m, by_road.s_per_m) == (0.125, 0.025)
-    assert (straight.reach_m, by_road.reach_m) == (800.0, 4000.0)
     assert by_road.pickup_s(800.0) == 100.0  # what a straight line is expected to take stays what it was
 
 
@@ -116,6 +146,11 @@ def test_road_times_are_bounded_by_the_top_speed_and_straight_lines_by_the_pace(
         ("max_pickup_s", float("inf")),
         ("max_pickup_m", -5.0),
         ("unmatched_growth", -0.1),
+        ("pickup_growth", -0.1),
+        ("pickup_growth", float("inf")),
+        ("pickup_s_most", 0.0),
+        ("pickup_s_most", float("nan")),
+        ("pickup_s_most", 1.1e7),
         ("unmatched_base_s", 1800.0),
         ("candidates_per_ride", 0),
         ("deadline_max_ms", 1),

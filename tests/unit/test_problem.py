@@ -39,7 +39,7 @@ def sound() -> Problem:
 
 def test_a_sound_problem_passes_and_so_do_infinite_reaches() -> None:
     check(sound())
-    check(dataclasses.replace(sound(), reach_m=INF, reach_s=INF))
+    check(dataclasses.replace(sound(), reach_m=floats(INF, INF), reach_s=floats(INF, 60.0)))
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_a_sound_problem_passes_and_so_do_infinite_reaches() -> None:
         ("s_per_m", 0.0, "s_per_m is 0.0"),
         ("s_per_m", NAN, "s_per_m is nan"),
         ("s_per_m", INF, "s_per_m is inf"),
-        ("reach_m", -1.0, "reach_m is -1.0"),
-        ("reach_m", NAN, "reach_m is nan"),
-        ("reach_s", 0.0, "reach_s is 0.0"),
+        ("reach_m", floats(500.0, -1.0), "reach_m of 1 is -1.0"),
+        ("reach_m", floats(NAN, 500.0), "reach_m of 0 is nan"),
+        ("reach_s", floats(60.0, 0.0), "reach_s of 1 is 0.0"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_refused_naming_the_field_and_its_place(
@@ -91,6 +91,9 @@ def test_a_number_that_makes_no_sense_is_refused_naming_the_field_and_its_place(
         ("driver_s", floats()),
         ("driver_kind", ints(0, 0, 0, 0)),
         ("barred_driver", ints()),
+        ("reach_m", floats(500.0)),
+        ("reach_s", floats(60.0, 60.0, 60.0)),
+        ("reach_s", np.float64(60.0)),
         ("price_s", floats(1.0, 1.0).reshape(2, 1)),
     ],
 )
