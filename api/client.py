@@ -14,20 +14,23 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import aiohttp
 import msgspec
 
-from api import schema
+from api import schema, schema_webhooks
 from api.client_driver import DriverClient, DriverSocket
 from api.client_events import SILENT_S_MAX, Event, follow
 from api.client_http import Answer, ApiError, Backoff, GaveUp, ProblemOut, Retry, repeated
+from api.schema_operator import AssignRequest, BecauseRequest, MarketOut, MarketPage, PauseRequest
+from api.schema_rides import RideDetailOut
+from api.webhook_signature import verify_signature
 
 __all__ = [
     "Acknowledged",
@@ -39,6 +42,7 @@ __all__ = [
     "ProblemOut",
     "Retry",
     "new_session",
+    "verify_signature",
 ]
 
 READY_EVERY_S = 0.1
@@ -101,8 +105,9 @@ class DispatchClient:
         answer = await self._call("POST", "/v1/rides", body=request, headers=headers, deadline_s=deadline_s)
         return Acknowledged(answer.decode(schema.RideOut), "Idempotency-Replayed" in answer.headers)
 
-    async def ride(self, ride_id: str) -> schema.RideOut:
-        return (await self._call("GET", f"/v1/rides/{ride_id}")).decode(schema.RideOut)
+    async def ride(self, ride_id: str) -> RideDetailOut:
+        """The ride with its history."""
+        return (await self._call("GET", f"/v1/rides/{ride_id}")).decode(RideDetailOut)
 
     async def ride_page(
         self, *, state: str | None = None, limit: int = 100, cursor: str | None = None
@@ -125,8 +130,15 @@ class DispatchClient:
         return found
 
     async def cancel_ride(self, ride_id: str, *, reason: str | None = None) -> schema.RideOut:
-        body = schema.ReasonRequest(reason)
-        return (await self._call("POST", f"/v1/rides/{ride_id}/cancel", body=body)).decode(schema.RideOut)
+        """Before the ride has begun; as an admin until it has ended, and with a reason."""
+        return await self._command_ride(ride_id, "cancel", schema.ReasonRequest(reason))
+
+    async def redirect_ride(self, ride_id: str, lat: float, lon: float) -> schema.RideOut:
+        """Another destination, until the ride has ended."""
+        return await self._command_ride(ride_id, "destination", schema.Point(lat, lon))
+
+    async def _command_ride(self, ride_id: str, verb: str, body: msgspec.Struct) -> schema.RideOut:
+        return (await self._call("POST", f"/v1/rides/{ride_id}/{verb}", body=body)).decode(schema.RideOut)
 
     def events(self, ride_id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """The ride's events after version `after`, in order and each once, until its final one.
@@ -136,6 +148,38 @@ class DispatchClient:
         Who stops early closes it (contextlib.aclosing).
         """
         return follow(partial(self._open_events, ride_id), after, self._retry, self._rng)
+
+    # By hand, as an admin
+
+    async def assign_ride(self, ride_id: str, driver_id: str, reason: str, *, ask: bool = False) -> schema.RideOut:
+        """This driver, in place of the one that the ride has; `ask`: the driver is offered it, and may decline.
+
+        ApiError 409 `driver-unavailable` says why the driver cannot take it.
+        """
+        return await self._command_ride(ride_id, "assign", AssignRequest(driver_id, reason, ask))
+
+    async def release_ride(self, ride_id: str, reason: str) -> schema.RideOut:
+        """Takes the driver from the ride, which searches on."""
+        return await self._command_ride(ride_id, "release", BecauseRequest(reason))
+
+    async def complete_ride(self, ride_id: str, reason: str) -> schema.RideOut:
+        """For a driver who cannot say that the ride is completed."""
+        return await self._command_ride(ride_id, "complete", BecauseRequest(reason))
+
+    # Markets
+
+    async def markets(self) -> list[MarketOut]:
+        return (await self._call("GET", "/v1/markets")).decode(MarketPage).items
+
+    async def pause_market(self, market: str, new_rides: Literal["refuse", "queue"], reason: str) -> MarketOut:
+        """As an admin: nobody is matched there, and new rides are refused (409) or wait."""
+        body = PauseRequest(new_rides, reason)
+        return (await self._call("POST", f"/v1/markets/{market}/pause", body=body)).decode(MarketOut)
+
+    async def resume_market(self, market: str, *, reason: str | None = None) -> MarketOut:
+        """As an admin: matching goes on."""
+        body = schema.ReasonRequest(reason)
+        return (await self._call("POST", f"/v1/markets/{market}/resume", body=body)).decode(MarketOut)
 
     # Drivers and trips
 
@@ -153,10 +197,61 @@ class DispatchClient:
     async def driver(self, driver_id: str) -> schema.DriverOut:
         return (await self._call("GET", f"/v1/drivers/{driver_id}")).decode(schema.DriverOut)
 
+    async def suspend_driver(
+        self, driver_id: str, reason: str, *, trips: Literal["keep", "release", "end"] = "release"
+    ) -> schema.SuspendedOut:
+        """As an admin; `trips` says what becomes of those that the driver has."""
+        body = schema.SuspendRequest(reason, trips)
+        answer = await self._call("POST", f"/v1/drivers/{driver_id}/suspend", body=body)
+        return answer.decode(schema.SuspendedOut)
+
+    async def unsuspend_driver(self, driver_id: str) -> schema.DriverOut:
+        """As an admin; the driver is offline until it signs on."""
+        return (await self._call("POST", f"/v1/drivers/{driver_id}/unsuspend")).decode(schema.DriverOut)
+
     async def command_trip(self, trip_id: str, verb: str, *, reason: str | None = None) -> schema.RideOut:
-        """`verb`: arrive, start, complete or cancel. ApiError 409 says what is allowed now."""
+        """`verb`: accept, decline, arrive, start, complete, cancel or no_show.
+
+        ApiError 409 says what is allowed now, and of a no-show that came too early, from when on.
+        """
         body = schema.ReasonRequest(reason)
         return (await self._call("POST", f"/v1/trips/{trip_id}/{verb}", body=body)).decode(schema.RideOut)
+
+    # Webhooks
+
+    async def put_webhook(self, url: str, *, secret: str | None = None) -> schema_webhooks.WebhookSetOut:
+        """Where this client's events are sent. Without a `secret` one is made here, so that repetitions set the same.
+
+        A receiver checks what it gets with `verify_signature`.
+        """
+        body = schema_webhooks.WebhookRequest(url, secret or secrets.token_urlsafe(32))
+        return (await self._call("PUT", "/v1/webhook", body=body)).decode(schema_webhooks.WebhookSetOut)
+
+    async def webhook(self) -> schema_webhooks.WebhookOut:
+        """ApiError 404 where there is none."""
+        return (await self._call("GET", "/v1/webhook")).decode(schema_webhooks.WebhookOut)
+
+    async def delete_webhook(self) -> None:
+        """Also drops what was still to be delivered."""
+        await self._call("DELETE", "/v1/webhook")
+
+    async def deliveries(
+        self, *, state: Literal["waiting", "given_up"] | None = None, limit: int = 100, cursor: str | None = None
+    ) -> schema_webhooks.DeliveryPage:
+        """Events that were not delivered (yet), newest first, and the cursor of the next page where there is one."""
+        params = {"limit": str(limit)}
+        if state is not None:
+            params["state"] = state
+        if cursor is not None:
+            params["cursor"] = cursor
+        answer = await self._call("GET", "/v1/webhook/deliveries", params=params)
+        return answer.decode(schema_webhooks.DeliveryPage)
+
+    async def retry_deliveries(self, ids: Sequence[str] | None = None) -> int:
+        """Tries these given-up deliveries again, or all of them; how many there were."""
+        body = schema_webhooks.RetryRequest(None if ids is None else list(ids))
+        answer = await self._call("POST", "/v1/webhook/deliveries/retry", body=body)
+        return answer.decode(schema_webhooks.RetriedOut).retried
 
     async def is_ready(self) -> bool:
         """One question, not repeated: whether the service takes requests now."""

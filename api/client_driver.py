@@ -1,4 +1,4 @@
-"""One driver's app: a WebSocket that comes back by itself, positions, and trip commands.
+"""One driver's app: a WebSocket that comes back by itself, positions, offers, and trip commands.
 
 Made to be cheap by the thousand: one task a driver (`run`, its reader), no
 timer of its own, and positions that are written at once or not at all. While
@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 import aiohttp
@@ -38,10 +39,13 @@ CLOSE_SIGNED_OUT = 4002
 _decoder = msgspec.msgpack.Decoder(schema.DownFrame)
 _encoder = msgspec.msgpack.Encoder()
 _COMMANDS: dict[str, type[schema.TripFrame]] = {
+    "accept": schema.AcceptFrame,
+    "decline": schema.DeclineFrame,
     "arrive": schema.ArriveFrame,
     "start": schema.StartFrame,
     "complete": schema.CompleteFrame,
     "cancel": schema.CancelFrame,
+    "no_show": schema.NoShowFrame,
 }
 
 
@@ -79,9 +83,24 @@ class DriverSocket(aiohttp.ClientWebSocketResponse):
 class DriverListener(Protocol):
     """Who wants to hear from the socket; called from its reader, so it decides and does not wait."""
 
-    def on_welcome(self, welcome: schema.WelcomeFrame) -> None: ...
+    def on_welcome(self, welcome: schema.WelcomeFrame) -> None:
+        """A new socket, with the present state: what is not among its rides has ended. Its offers and its
+        place in a queue are told by the other calls too, right after this one."""
 
-    def on_ride(self, ride: schema.RideOut) -> None: ...
+    def on_ride(self, ride: schema.RideOut) -> None:
+        """One of the driver's trips has changed, or ended."""
+
+    def on_offer(self, ride: schema.RideOut, expires_in_s: float) -> None:
+        """The ride waits for `accept` or `decline`. The same offer may come again, changed."""
+
+    def on_offer_withdrawn(self, ride: schema.RideOut, code: str) -> None:
+        """The offer has ended otherwise than by a command on this socket."""
+
+    def on_status(self, status: str, code: str | None) -> None:
+        """The driver's status is this now, and not by a command of its own."""
+
+    def on_queue(self, queue: schema.QueueFrame) -> None:
+        """The driver's place in a zone's queue has changed."""
 
     def on_lost(self, why: str) -> None: ...
 
@@ -146,6 +165,7 @@ class DriverClient:
         self._params = {"instance": str(instance or time.time_ns() // 1_000_000)} | (
             {"market": market} if market else {}
         )
+        self._offline = False  # as the driver said last: a reconnect does not put it online again
         self._socket: DriverSocket | None = None
         self._welcomed = False
         self._closing = False
@@ -154,6 +174,7 @@ class DriverClient:
         self._seq = 0
         self._counted_seq = 0
         self._heard_at = 0.0
+        self._away_until_s = 0.0
         self._latest: tuple[float, schema.PositionFrame] | None = None
         self._commands: dict[int, tuple[bytes, asyncio.Future[schema.DoneFrame | schema.ErrorFrame]]] = {}
         self._ref = 0
@@ -163,6 +184,17 @@ class DriverClient:
     @property
     def is_connected(self) -> bool:
         return self._welcomed
+
+    @property
+    def away_s(self) -> float:
+        """How long the network will still be away; 0: it is there."""
+        return max(0.0, self._away_until_s - time.monotonic())
+
+    def lose_network(self, seconds: float) -> None:
+        """As a phone without a signal: the socket is dropped without a goodbye, and none is tried for so long."""
+        self._away_until_s = time.monotonic() + seconds
+        if self._socket is not None:
+            self._socket.drop()
 
     @property
     def _is_over(self) -> bool:
@@ -175,6 +207,9 @@ class DriverClient:
         """
         tries = 0
         while not self._is_over:
+            if (away_s := self.away_s) > 0.0:
+                await self._pause(away_s)
+                continue
             wait_s = self._options.backoff.wait_s(tries, self._rng)
             tries += 1
             try:
@@ -228,13 +263,14 @@ class DriverClient:
     async def set_status(self, status: str) -> bool:
         """`online`, `on_break` or `offline`; False when it could not be said now."""
         frame = _STATUSES[status]
+        self._offline = status == "offline"
         socket = self._socket
         if socket is None or not self._welcomed or not socket.takes_more:
             return False
         return await self._write(socket, frame)
 
     async def command(self, verb: str, trip_id: str, *, reason: str | None = None) -> schema.RideOut | None:
-        """`verb`: arrive, start, complete or cancel; answers with the ride after it.
+        """`verb`: accept, decline, arrive, start, complete, cancel or no_show; answers with the ride after it.
 
         Sent again after every reconnect, and when no answer comes, for `command_s` at most.
         Raises CommandRefused, or GaveUp when the outcome stayed unknown.
@@ -274,7 +310,7 @@ class DriverClient:
         try:
             socket = await self._session.ws_connect(
                 self._url,
-                params=self._params,
+                params=self._params | ({"online": "false"} if self._offline else {}),
                 protocols=(MSGPACK,),
                 headers=headers,
                 timeout=aiohttp.ClientWSTimeout(ws_close=self._options.close_s),
@@ -297,7 +333,9 @@ class DriverClient:
 
     async def _session_of(self, socket: DriverSocket, welcome: schema.WelcomeFrame) -> float:
         """From the welcome to the end of the socket; returns how long to wait before the next."""
-        if self._closing:
+        if self.away_s > 0.0:  # lost while it was being made
+            socket.drop()
+        if self._closing or self.away_s > 0.0:
             await socket.close()
             return 0.0
         self.connects += 1
@@ -306,7 +344,7 @@ class DriverClient:
         self._jitter_s = welcome.reconnect_jitter_s
         self._welcomed = True
         try:
-            self._listener.on_welcome(welcome)
+            self._tell_welcome(welcome)
             if self._latest is not None:
                 await self._send_latest(socket)
             for frame, _ in list(self._commands.values()):
@@ -331,16 +369,32 @@ class DriverClient:
             self.superseded, self._abandoned = not self._abandoned, False
         self._signed_out = self._signed_out or socket.close_code == CLOSE_SIGNED_OUT
 
+    def _tell_welcome(self, welcome: schema.WelcomeFrame) -> None:
+        self._listener.on_welcome(welcome)
+        for ride in welcome.rides:
+            if ride.trip is not None and ride.trip.expires_at is not None:
+                self._listener.on_offer(ride, seconds_between(welcome.now, ride.trip.expires_at))
+        if welcome.queue is not None:
+            self._listener.on_queue(welcome.queue)
+
     async def _read(self, socket: DriverSocket) -> None:
         while True:
             message = await socket.receive()
             self._heard_at = time.monotonic()
             if message.type is aiohttp.WSMsgType.BINARY:
-                self._take(_decoder.decode(message.data))
+                self._take_data(message.data)
             elif message.type is aiohttp.WSMsgType.PING:
                 await socket.pong(message.data)
             elif message.type is not aiohttp.WSMsgType.PONG:
                 return  # closed, closing or broken; the service sends nothing else
+
+    def _take_data(self, data: bytes) -> None:
+        """Raises ValueError for what is no frame; one that only a newer service knows is passed over."""
+        try:
+            frame = _decoder.decode(data)
+        except msgspec.ValidationError:
+            return
+        self._take(frame)
 
     def _take(self, frame: schema.DownFrame) -> None:
         if isinstance(frame, schema.AckFrame):
@@ -349,6 +403,14 @@ class DriverClient:
                 self._counted_seq = frame.seq
         elif isinstance(frame, schema.TripChangedFrame):
             self._listener.on_ride(frame.ride)
+        elif isinstance(frame, schema.OfferFrame):
+            self._listener.on_offer(frame.ride, frame.expires_in_s)
+        elif isinstance(frame, schema.OfferWithdrawnFrame):
+            self._listener.on_offer_withdrawn(frame.ride, frame.code)
+        elif isinstance(frame, schema.StatusChangedFrame):
+            self._listener.on_status(frame.status, frame.code)
+        elif isinstance(frame, schema.QueueFrame):
+            self._listener.on_queue(frame)
         elif isinstance(frame, schema.DoneFrame | schema.ErrorFrame) and isinstance(frame.ref, int):
             _, answer = self._commands.get(frame.ref, (b"", None))
             if answer is not None and not answer.done():
@@ -373,3 +435,10 @@ class DriverClient:
         except (aiohttp.ClientError, ConnectionResetError):
             return False  # the reader finds the same and reconnects
         return True
+
+
+def seconds_between(start: str | None, end: str) -> float:
+    """Seconds from one RFC 3339 time of the service to another, never negative; without a start, 0."""
+    if start is None:
+        return 0.0
+    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())

@@ -18,7 +18,8 @@ RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
 
 class ProblemOut(msgspec.Struct, frozen=True):
-    """An RFC 9457 problem as a client reads it; `allowed` and `state` come with a 409."""
+    """An RFC 9457 problem as a client reads it; `allowed` and `state` come with a 409, `allowed_at` where it was too
+    early, `why` where a driver is not available."""
 
     code: str = "unknown"
     title: str = ""
@@ -26,6 +27,8 @@ class ProblemOut(msgspec.Struct, frozen=True):
     errors: list[dict[str, Any]] = msgspec.field(default_factory=list)
     state: str | None = None
     allowed: list[str] | None = None
+    allowed_at: str | None = None
+    why: str | None = None
 
 
 class ApiError(Exception):

@@ -19,29 +19,46 @@ from aiohttp import WSMsgType, web
 from api.outbox import Outbox
 from api.positions import PositionFlusher, Track, Verdict
 from api.schema import (
+    AcceptFrame,
     ArriveFrame,
     CancelFrame,
     CompleteFrame,
+    DeclineFrame,
     DoneFrame,
     DownFrame,
     ErrorFrame,
+    NoShowFrame,
     PositionFrame,
     PositionItem,
     PositionsFrame,
     StartFrame,
+    StatusChangedFrame,
     StatusFrame,
     TripFrame,
     UpFrame,
     WelcomeFrame,
+    rfc3339_or_none,
     ride_out,
 )
 from api.tags import Tags
 from api.telemetry import Metrics
+from api.trip_meter import TripMeter, meter_after
 from geo.model import DriverId
 from matcher.errors import StoreUnavailable
-from matcher.model import Driver, DriverStatus, Move, Ride, TripId
-from matcher.outcomes import CommandOutcome, Done, NotAllowed, NotFound, NotYours, Superseded
+from matcher.listeners import DriverListener
+from matcher.model import Code, Driver, DriverStatus, Move, Ride, TripId
+from matcher.outcomes import (
+    CommandOutcome,
+    Done,
+    NotAllowed,
+    NotFound,
+    NotYours,
+    SignedOn,
+    StatusSet,
+    Superseded,
+)
 from matcher.rides import Overloaded
+from matcher.store_paths import PathPart
 
 CLOSE_GOING_AWAY = 1001
 CLOSE_WRONG_TYPE = 1003
@@ -61,14 +78,19 @@ _TAKEN = Verdict.TAKEN
 log = structlog.stdlib.get_logger(__name__)
 
 MOVES: dict[type[TripFrame], Move] = {
+    AcceptFrame: Move.ACCEPT,
+    DeclineFrame: Move.DECLINE,
     ArriveFrame: Move.ARRIVE,
     StartFrame: Move.START,
     CompleteFrame: Move.COMPLETE,
     CancelFrame: Move.DRIVER_CANCEL,
+    NoShowFrame: Move.RIDER_NO_SHOW,
 }
+#: What the service's own changes of a status mean, for a person.
+_STATUS_REASONS = {Code.MISSED_OFFERS.value: "too many offers in a row ran out without an answer"}
 
 MoveTrip = Callable[..., Awaitable[CommandOutcome]]
-SetStatus = Callable[..., Awaitable[Driver | None]]
+SetStatus = Callable[..., Awaitable[StatusSet | None]]
 
 
 class Format:
@@ -93,6 +115,7 @@ class Session:
         move_trip: MoveTrip,
         set_status: SetStatus,
         flusher: PositionFlusher,
+        keep_path: Callable[[PathPart], None],
         tags: Tags,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -100,13 +123,15 @@ class Session:
         self.driver_id = driver_id
         self.epoch = 0
         self.closing: tuple[int, str] | None = None
-        self.outbox = Outbox(form.encode)
+        self.outbox = Outbox(form.encode, self._now_ms)
         self._form = form
         self._decode = form.decode
         self._move_trip = move_trip
         self._set_status = set_status
         self._flusher = flusher
         self._touch = flusher.touch
+        self._keep_path = keep_path
+        self._meter: TripMeter | None = None  # of the present trip, as far as is known
         self._tags = tags
         self._metrics = metrics
         self._verdicts = metrics.fixes.counts
@@ -115,19 +140,42 @@ class Session:
         self._is_deaf = False  # offline or closing: positions are not taken
         self._commands: deque[StatusFrame | TripFrame] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self.track: Track  # set by signed_on; nothing is received before
-        self._told: Callable[[Ride], None] = lambda ride: None
+        self._ahead_ms = 0  # how far the database's clock is ahead of ours
+        self._row: Driver | None = None  # as far as is known; None before signed_on
+        self._early_row: Driver | None = None  # heard of before signed_on
+        self.track: Track  # these two are set by signed_on; nothing is received before
+        self._listener: DriverListener
 
-    def signed_on(self, track: Track, welcome: WelcomeFrame, told: Callable[[Ride], None]) -> None:
-        """`told` is to be called with what the driver learns otherwise than by the announcer."""
+    def signed_on(self, track: Track, signed: SignedOn, welcome: WelcomeFrame, listener: DriverListener) -> None:
+        """`listener` is told what the driver learns otherwise than by the announcer."""
         self.track = track
-        self._told = told
+        self._listener = listener
         self.epoch = track.epoch
-        self._is_deaf = welcome.status == DriverStatus.OFFLINE
+        self._ahead_ms = signed.now_ms - int(self._clock() * 1000)
         track.on_published = self.outbox.ack
         track.on_outdated = self.supersede
         self._flusher.join(track)
+        for ride in signed.rides:
+            self._tell(ride)
+        self._keep_row(signed.driver)
+        self._is_deaf = self._is_off(signed.driver.status)
         self.outbox.welcome(welcome)
+        if self._early_row is not None:
+            self.on_row(self._early_row)
+
+    def _now_ms(self) -> int:
+        """The database's time, in which offers end."""
+        return int(self._clock() * 1000) + self._ahead_ms
+
+    def _tell(self, ride: Ride) -> None:
+        """The driver learns of this state by an answer or the welcome."""
+        if self._listener.told(ride):  # else it is late: something newer was told
+            self._measure(ride)
+            self.outbox.told(ride)
+
+    def _keep_row(self, driver: Driver) -> None:
+        self._row = driver
+        self._listener.told_row(driver)
 
     def close(self, code: int, reason: str) -> None:
         """Asks the writer to close the socket; the first reason stands."""
@@ -163,11 +211,25 @@ class Session:
         if self._is_deaf:
             self._ignore()
             return
-        verdict = self.track.take(item, self._clock())
+        now_s = self._clock()
+        verdict = self.track.take(item, now_s)
         if verdict is _TAKEN:
             self._touch(self.track)  # which counts it, once a flush
+            if self._meter is not None and self._meter.add(item.lat, item.lon, now_s):
+                self._hand_over_path()
         else:
             self._refuse(verdict)
+
+    def _measure(self, ride: Ride) -> None:
+        """Keeps the meter in step with the driver's trips."""
+        self._hand_over_path()
+        self._meter = meter_after(self._meter, ride, self.driver_id)
+
+    def _hand_over_path(self) -> None:
+        """What the meter has gathered goes to be written."""
+        meter = self._meter
+        if meter is not None and (part := meter.take()) is not None:
+            self._keep_path(PathPart(meter.trip_id, self.epoch, part.number, part.distance_m, part.points))
 
     def _ignore(self) -> None:
         if self.closing is None:  # a session that is over writes nothing, and has been told why
@@ -224,39 +286,75 @@ class Session:
             self.supersede()
         else:
             if isinstance(outcome, Done):
-                self._told(outcome.ride)
-                self.outbox.told(outcome.ride)
+                self._tell(outcome.ride)
             self._answer(answer_to(outcome, frame.ref))
+            self._sign_off_if_finished()
 
     async def _on_status(self, frame: StatusFrame) -> None:
-        driver = await self._set_status(self.driver_id, DriverStatus(frame.status), epoch=self.epoch)
-        if driver is None:
+        outcome = await self._set_status(self.driver_id, DriverStatus(frame.status), epoch=self.epoch)
+        if outcome is None:
             self.supersede()
             return
+        driver = outcome.driver
         if driver.status is DriverStatus.SUSPENDED:
             self._answer(ErrorFrame("driver-suspended", "the driver is suspended", ref=frame.ref))
             self.suspend()
             return
-        self._apply(driver.status)
-        self._answer(DoneFrame(status=driver.status.value, ref=frame.ref))
+        if self._row is None or driver.version >= self._row.version:  # else somebody has changed it since
+            self._keep_row(driver)
+            self._apply(driver.status)
+            self.outbox.told_status()
+        present = self._row or driver
+        self._answer(DoneFrame(status=present.status.value, ref=frame.ref, finishing_trip_id=outcome.finishing))
+
+    # The driver's status
+
+    def _is_off(self, status: DriverStatus) -> bool:
+        """Signed off. A driver that still finishes a trip is seen until it has."""
+        return status is DriverStatus.OFFLINE and not self._listener.has_trip
 
     def _apply(self, status: DriverStatus) -> None:
-        self._is_deaf = status is DriverStatus.OFFLINE or self.closing is not None
-        if status is DriverStatus.OFFLINE:
+        is_off = self._is_off(status)
+        self._is_deaf = is_off or self.closing is not None
+        if is_off:
             self._flusher.remove(self.track)
         self.track.set_available(status is DriverStatus.ONLINE)
         if self.track.fix is not None:
             self._flusher.touch(self.track)
             self._flusher.hurry()
 
+    def on_ride(self, ride: Ride) -> None:
+        """A ride of this driver changed otherwise than by a command of this session."""
+        self._measure(ride)
+        self.outbox.trip(ride)
+        self._sign_off_if_finished()
+
+    def _sign_off_if_finished(self) -> None:
+        """A driver that went offline during a trip leaves the feed at that trip's end."""
+        if self._row is not None and not self._is_deaf and self._is_off(self._row.status):
+            self._apply(self._row.status)
+
     def on_row(self, driver: Driver) -> None:
-        """The driver's row was written by somebody else: it takes effect on this session."""
+        """The driver's row was written: what somebody else has changed takes effect on this session (P7)."""
+        known = self._row
+        if known is None:
+            self._early_row = driver
+        elif driver.epoch > self.epoch:
+            self.supersede()
+        elif driver.version > known.version:
+            self._take_over(known, driver)
+
+    def _take_over(self, known: Driver, driver: Driver) -> None:
+        self._keep_row(driver)
         if driver.status is DriverStatus.SUSPENDED:
             self.suspend()
             return
         self.track.vehicle_class, self.track.seats = driver.vehicle_class, driver.seats
         self.track.tags = self._tags.mask(driver.tags)
         self._apply(driver.status)
+        if driver.status is not known.status:
+            code = driver.status_code
+            self.outbox.status(StatusChangedFrame(driver.status.value, code, _STATUS_REASONS.get(code or "")))
 
     def suspend(self) -> None:
         """The operator took the driver off the road: no more positions, and the session ends."""
@@ -269,6 +367,7 @@ class Session:
     async def finish(self, within_s: float) -> None:
         """The socket is gone: its last fix stands until it is stale, and commands that were received end."""
         self._flusher.leave(self.track)
+        self._hand_over_path()
         await self._settle(within_s)
 
     async def _settle(self, within_s: float) -> None:
@@ -346,9 +445,10 @@ def answer_to(outcome: CommandOutcome, ref: str | int | None) -> DownFrame:
     match outcome:
         case Done(ride=ride):
             return DoneFrame(ride_out(ride), ref=ref)
-        case NotAllowed(ride=ride, allowed=allowed):
+        case NotAllowed(ride=ride, allowed=allowed, allowed_at_ms=at_ms):
             detail = f"the trip is {ride.trip.state.value if ride.trip else 'over'}"
-            return ErrorFrame("not-allowed", detail, ref, ride_out(ride), [each.value for each in allowed])
+            moves = [each.value for each in allowed]
+            return ErrorFrame("not-allowed", detail, ref, ride_out(ride), moves, rfc3339_or_none(at_ms))
         case NotFound():
             return ErrorFrame("trip-unknown", "there is no such trip", ref)
         case NotYours():

@@ -2,24 +2,27 @@
 
 Everything that can be refused is refused before the handshake, as an ordinary
 problem. One driver has one session: the newest wins, within this process at
-once, across processes by the epoch that the store hands out at sign-on (P7).
+once, across processes by the hint of its sign-on, and in any case by the epoch
+that the store hands out there (P7).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
 from aiohttp import web
 
 from api.auth import Authenticator, Identity
-from api.codec import query_int
+from api.codec import query_choice, query_int
 from api.driver_session import (
     CLOSE_GOING_AWAY,
     CLOSE_S_MAX,
+    CLOSE_SUPERSEDED,
     CLOSE_TOKEN_EXPIRED,
     Format,
     Session,
@@ -27,16 +30,20 @@ from api.driver_session import (
 from api.errors import Problem
 from api.limits import Gauge
 from api.markets import Markets
-from api.positions import PositionFlusher, Track
-from api.schema import WelcomeFrame, ride_out
+from api.path_writer import PathWriter
+from api.planes import Planes
+from api.positions import Track
+from api.schema import QueueFrame, WelcomeFrame, rfc3339, ride_out
 from api.security import identity_of
 from api.tags import Tags
 from api.telemetry import Metrics
 from geo.feed import Feed, FeedUnavailable
 from geo.model import MAX_EXACT_INT, DriverId, MarketId, Removal, Stamp
 from matcher.announcer import Announcer
+from matcher.errors import StoreUnavailable
+from matcher.listeners import DriverListener
 from matcher.model import DriverStatus
-from matcher.outcomes import SignedOn
+from matcher.outcomes import SignedOn, StatusSet
 from matcher.policy import Market
 from matcher.rides import RideDesk
 from matcher.store import Store
@@ -50,6 +57,9 @@ WRITE_BUFFER_BYTES = 16_384
 TIMER_S_MAX = 86_400.0
 
 log = structlog.stdlib.get_logger(__name__)
+
+#: The place in a queue that a session's welcome tells of.
+QueueOf = Callable[[Session, MarketId], QueueFrame | None]
 
 
 class Sessions:
@@ -92,13 +102,15 @@ class DriverStream:
         desk: RideDesk,
         announcer: Announcer,
         feed: Feed,
-        flushers: Mapping[MarketId, PositionFlusher],
+        planes: Planes,
+        paths: PathWriter,
         markets: Markets,
         tags: Tags,
         authenticator: Authenticator,
         sockets: Gauge,
         sessions: Sessions,
         metrics: Metrics,
+        queue_of: QueueOf,
         max_frame_bytes: int,
         max_speed_mps: float,
     ) -> None:
@@ -106,13 +118,15 @@ class DriverStream:
         self._desk = desk
         self._announcer = announcer
         self._feed = feed
-        self._flushers = flushers
+        self._planes = planes
+        self._paths = paths
         self._markets = markets
         self._tags = tags
         self._authenticator = authenticator
         self._sockets = sockets
         self._sessions = sessions
         self._metrics = metrics
+        self._queue_of = queue_of
         self._max_frame_bytes = max_frame_bytes
         self._max_speed_mps = max_speed_mps
         self._formats = {each: Format(each) for each in SUBPROTOCOLS}
@@ -130,30 +144,54 @@ class DriverStream:
             driver_id,
             form,
             move_trip=self._desk.move_trip,
-            set_status=self._store.set_status,
-            flusher=self._flushers[market.id],
+            set_status=self._set_status,
+            flusher=self._planes[market.id].flusher,
+            keep_path=self._paths.keep,
             tags=self._tags,
             metrics=self._metrics,
             clock=time.monotonic,
         )
-        with self._sockets.one(), self._announcer.driver_listener(driver_id, session.outbox.trip) as listener:
-            signed = await self._sign_on(driver_id, market, instance)
-            session.signed_on(self._track(signed, market, instance), _welcome(signed, market), listener.told)
-            for ride in signed.rides:
-                listener.told(ride)
-            return await self._serve(request, session, identity)
+        online = query_choice(request, "online", ("true", "false")) != "false"
+        listening = self._announcer.driver_listener(driver_id, session.on_ride, session.on_row)
+        with self._sockets.one(), listening as listener:
+            signed = await self._sign_on(driver_id, market, instance, online=online)
+            welcome = _welcome(signed, market, self._queue_of(session, market.id))
+            session.signed_on(self._track(signed, market, instance), signed, welcome, listener)
+            self._announcer.announce([signed.hint])  # so that an older session hears of its end, wherever it is
+            try:
+                return await self._serve(request, session, identity)
+            finally:
+                await self._note_lost(session, listener, market)
 
-    async def _sign_on(self, driver_id: DriverId, market: Market, instance: int) -> SignedOn:
+    async def _set_status(self, driver_id: DriverId, status: DriverStatus, *, epoch: int) -> StatusSet | None:
+        return await self._desk.do(partial(self._store.set_status, driver_id, status, epoch=epoch))
+
+    async def _note_lost(self, session: Session, listener: DriverListener, market: Market) -> None:
+        """An offer that nobody can answer here goes back after a grace, unless the driver signs on again.
+
+        Where drivers are asked, also one that is on its way here, or still to be made to the driver's last position.
+        """
+        is_superseded = session.closing is not None and session.closing[0] == CLOSE_SUPERSEDED
+        is_gone = session.closing is None and session.track.available
+        may_be_asked = is_gone and market.life.offer_ttl_ms is not None
+        if is_superseded or not (listener.has_offer or may_be_asked):
+            return
+        try:
+            await self._store.note_lost(session.driver_id, epoch=session.epoch)
+        except StoreUnavailable as fault:
+            log.info("a lost socket could not be noted: its offer ends at its own time", reason=fault.reason)
+
+    async def _sign_on(self, driver_id: DriverId, market: Market, instance: int, *, online: bool) -> SignedOn:
         """A new epoch for this driver (P7). Raises Problem 403 or 404."""
         # Only where there are several markets does it matter where the driver was.
-        before = await self._store.driver(driver_id) if len(self._flushers) > 1 else None
-        signed = await self._store.sign_on(driver_id, market.id)
+        before = await self._store.driver(driver_id) if len(self._planes) > 1 else None
+        signed = await self._store.sign_on(driver_id, market.id, online=online)
         if signed is None:
             raise Problem("driver-unknown", f"put the driver first: PUT /v1/drivers/{driver_id}")
         if signed.driver.status is DriverStatus.SUSPENDED:
             raise Problem("driver-suspended", "the driver is suspended")
         left = None if before is None or before.market == market.id else before.market
-        if left is not None and left in self._flushers:
+        if left is not None and left in self._planes:
             await self._leave_market(left, Stamp(signed.driver.epoch, instance, 0), driver_id)
         return signed
 
@@ -190,7 +228,7 @@ class DriverStream:
 
     def _track(self, signed: SignedOn, market: Market, instance: int) -> Track:
         driver = signed.driver
-        return Track(
+        track = Track(
             driver.driver_id,
             epoch=driver.epoch,
             instance=instance,
@@ -201,6 +239,11 @@ class DriverStream:
             tags=self._tags.mask(driver.tags),
             available=driver.status is DriverStatus.ONLINE,
         )
+        index, now_ms = self._planes[market.id].index, self._feed.now_ms()
+        last = index.held(driver.driver_id, now_ms)
+        if last is not None and index.fresh([driver.driver_id], now_ms)[0]:
+            track.follow(last, time.monotonic())
+        return track
 
     def close_all(self) -> None:
         """Tells every driver to come back elsewhere."""
@@ -242,7 +285,7 @@ def check_handshake(request: web.Request) -> str:
     raise Problem("subprotocol-required", f"offer one of {' or '.join(SUBPROTOCOLS)}")
 
 
-def _welcome(signed: SignedOn, market: Market) -> WelcomeFrame:
+def _welcome(signed: SignedOn, market: Market, queue: QueueFrame | None) -> WelcomeFrame:
     return WelcomeFrame(
         driver_id=signed.driver.driver_id,
         market=market.id,
@@ -251,6 +294,9 @@ def _welcome(signed: SignedOn, market: Market) -> WelcomeFrame:
         rides=[ride_out(each) for each in signed.rides],
         position_interval_s=POSITION_INTERVAL_S,
         reconnect_jitter_s=RECONNECT_JITTER_S,
+        status_code=signed.driver.status_code,
+        now=rfc3339(signed.now_ms),
+        queue=queue,
     )
 
 

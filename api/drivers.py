@@ -1,9 +1,12 @@
-"""/v1/drivers: a driver's row, and who is near a place."""
+"""/v1/drivers: a driver's row, its suspension, and who is near a place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
+import msgspec
 from aiohttp import web
 
 from api.auth import Identity, Role, is_name
@@ -15,14 +18,18 @@ from api.limits import read_body
 from api.markets import Markets
 from api.planes import Planes, trusted
 from api.rides import BODY_S_MAX
-from api.schema import DriverRequest, NearbyOut, NearbyPage, driver_out
+from api.schema import DriverRequest, NearbyOut, NearbyPage, SuspendedOut, SuspendRequest, driver_out
 from api.security import identity_of
 from api.tags import Tags, known_tags
 from geo.feed import Feed
 from geo.model import DriverId, LatLng, Nearby, Where
 from matcher.model import Driver, DriverStatus
+from matcher.outcomes import StatusSet, SuspendTrips
 from matcher.policy import Market
+from matcher.rides import RideDesk
 from matcher.store import Store
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 K_MAX = 100
 K_DEFAULT = 10
@@ -38,6 +45,7 @@ class DriversApi:
         self,
         *,
         store: Store,
+        desk: RideDesk,
         markets: Markets,
         tags: Tags,
         sessions: Sessions,
@@ -45,25 +53,29 @@ class DriversApi:
         max_body_bytes: int,
     ) -> None:
         self._store = store
+        self._desk = desk
         self._markets = markets
         self._tags = tags
         self._sessions = sessions
         self._nearby = nearby
         self._max_body_bytes = max_body_bytes
         self._driver_body = BodyDecoder(DriverRequest)
+        self._suspend_body = BodyDecoder(SuspendRequest)
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/v1/drivers/nearby", self.nearby),
             web.get("/v1/drivers/{driver_id}", self.get),
             web.put("/v1/drivers/{driver_id}", self.put),
+            web.post("/v1/drivers/{driver_id}/suspend", self.suspend),
+            web.post("/v1/drivers/{driver_id}/unsuspend", self.unsuspend),
         ]
 
     async def get(self, request: web.Request) -> web.Response:
         driver_id = identity_of(request).need_driver(request.match_info["driver_id"])
         driver = await self._store.driver(driver_id)
         if driver is None:
-            raise Problem("driver-unknown", "there is no such driver")
+            raise _driver_unknown()
         return answer(request, driver_out(driver))
 
     async def put(self, request: web.Request) -> web.Response:
@@ -71,18 +83,56 @@ class DriversApi:
         driver_id = identity.need_driver(request.match_info["driver_id"])
         if not is_name(driver_id) or driver_id in RESERVED:
             raise Problem("invalid", "a driver's id has 1 to 64 letters, digits and ._:@+-")
-        is_msgpack = speaks_msgpack(request)
-        data = await read_body(request, bytes_max=self._max_body_bytes, timeout_s=BODY_S_MAX)
-        body = self._driver_body.decode(data, is_msgpack=is_msgpack)
-        driver = await self._store.put_driver(
+        body = await self._read(request, self._driver_body)
+        put = partial(
+            self._store.put_driver,
             driver_id,
             vehicle_class=self._known_class(body.vehicle_class),
             seats=body.seats,
             tags=known_tags(body.tags, self._tags.names, "/tags"),
             status=await self._status(identity, driver_id, body.status),
         )
-        self._tell_session(driver)
+        outcome = await self._desk.do(put)
+        self._tell_session(outcome.driver)
+        return answer(request, driver_out(outcome.driver))
+
+    async def suspend(self, request: web.Request) -> web.Response:
+        """Takes the driver off the road, whichever process holds its socket."""
+        driver_id = self._by_admin(request)
+        body = await self._read(request, self._suspend_body)
+        suspend = partial(self._store.suspend, driver_id, trips=SuspendTrips(body.trips), reason=body.reason)
+        outcome = await self._changed(suspend)
+        return answer(request, SuspendedOut(driver_out(outcome.driver), outcome.finishing))
+
+    async def unsuspend(self, request: web.Request) -> web.Response:
+        """The driver may sign on again; it is offline until it does. One that is not suspended stays as it is."""
+        driver_id = self._by_admin(request)
+        driver = await self._store.driver(driver_id)
+        if driver is None:
+            raise _driver_unknown()
+        if driver.status is DriverStatus.SUSPENDED:
+            sign_off = partial(self._store.set_status, driver_id, DriverStatus.OFFLINE, epoch=None)
+            driver = (await self._changed(sign_off)).driver
         return answer(request, driver_out(driver))
+
+    def _by_admin(self, request: web.Request) -> DriverId:
+        """The driver in the path. Raises Problem 403 for anybody but an admin."""
+        if not identity_of(request).is_admin:
+            raise Problem("forbidden", "only an admin may suspend a driver, or lift that")
+        return DriverId(request.match_info["driver_id"])
+
+    async def _read(self, request: web.Request, decoder: BodyDecoder[T]) -> T:
+        is_msgpack = speaks_msgpack(request)
+        data = await read_body(request, bytes_max=self._max_body_bytes, timeout_s=BODY_S_MAX)
+        return decoder.decode(data, is_msgpack=is_msgpack)
+
+    async def _changed(self, call: Callable[[], Awaitable[StatusSet | None]]) -> StatusSet:
+        """Raises Problem 404 for an unknown driver."""
+        outcome = await self._desk.do(call)
+        if outcome is None:
+            raise _driver_unknown()
+        self._tell_session(outcome.driver)
+        return outcome
 
     def _known_class(self, vehicle_class: str) -> str:
         """A class that no market serves would never be matched. Raises Problem 422."""
@@ -103,7 +153,7 @@ class DriversApi:
         return DriverStatus(asked)
 
     def _tell_session(self, driver: Driver) -> None:
-        """The driver's socket, if it is one of this process, takes the new row over at once."""
+        """The driver's socket, if it is one of this process, takes the new row over at once; others by the hint."""
         session = self._sessions.of(driver.driver_id)
         if session is not None:
             session.on_row(driver)
@@ -128,6 +178,10 @@ class DriversApi:
             idle=query_choice(request, "idle", ("true", "false")) != "false",
         )
         return answer(request, NearbyPage(items), headers={ENGAGED_AGE_HEADER: f"{engaged_age_s:.1f}"})
+
+
+def _driver_unknown() -> Problem:
+    return Problem("driver-unknown", "there is no such driver")
 
 
 class NearbySearch:

@@ -26,15 +26,18 @@ from api.schema_explanations import (
     batch_out,
     batch_ref_of_record,
     batch_ref_of_trip,
+    by_hand_out,
     chosen_out,
     earlier_trip_out,
+    paused_out,
+    scheduled_out,
     undecided_out,
     waiting_out,
 )
 from api.security import identity_of
 from geo.model import MarketId
 from matcher.model import Ride, RideState, Trip
-from matcher.outcomes import RideWait
+from matcher.outcomes import MarketState, RideWait
 from matcher.store import Store
 
 #: Of a ride that was declined more often than this, the newest trips are shown.
@@ -65,6 +68,7 @@ class ExplanationsApi:
             state=ride.state.value,
             market=ride.market,
             batch=batch,
+            by_hand=None if chosen is None else by_hand_out(chosen),
             chosen=None if chosen is None else chosen_out(chosen),
             alternatives=[] if chosen is None else alternatives_out(chosen, names_rivals=is_admin),
             waiting=waiting,
@@ -75,8 +79,10 @@ class ExplanationsApi:
     async def _waiting(self, ride: Ride) -> tuple[BatchRefOut | None, WaitingOut | None]:
         """Why the ride has no driver, and the batch that left it so where its record is still kept."""
         if ride.state is RideState.SCHEDULED:
-            return None, None
+            return None, scheduled_out(ride.queued_at_ms)
         since_ms = searching_since_ms(ride)
+        if ride.state is RideState.SEARCHING and (paused := await self._paused(ride.market)):
+            return None, paused_out(paused, since_ms)
         wait = of_this_search(await self._store.ride_wait(ride.ride_id), since_ms)
         if wait is None:
             window_s = self._window_s(ride.market)
@@ -84,12 +90,17 @@ class ExplanationsApi:
         record = await self._store.batch(wait.batch_id)
         return None if record is None else batch_ref_of_record(record), waiting_out(wait, since_ms)
 
+    async def _paused(self, name: MarketId) -> MarketState | None:
+        """The pause of the market, where it is paused now."""
+        states = await self._store.market_states()
+        return next((each for each in states if each.market == name and each.is_paused), None)
+
     def _window_s(self, name: MarketId) -> float | None:
         """The longest time to the next batch; None for a market that this deployment has no more."""
-        for market in self._markets:
-            if market.id == name:
-                return market.window_s_max if market.adaptive_window else market.window_s
-        return None
+        market = self._markets.get(name)
+        if market is None:
+            return None
+        return market.window_s_max if market.adaptive_window else market.window_s
 
     async def batches(self, request: web.Request) -> web.Response:
         identity_of(request).need(Role.CLIENT)
@@ -130,9 +141,11 @@ def earlier_trips(trips: list[Trip], chosen: Trip | None) -> list[Trip]:
 
 
 def searching_since_ms(ride: Ride) -> int:
-    """Since when the ride has searched: its request, or the end of the trip that sent it back."""
-    ended_at_ms = None if ride.trip is None else ride.trip.ended_at_ms
-    return ride.requested_at_ms if ended_at_ms is None else ended_at_ms
+    """Since when the ride has searched: its request, its time, or the end of the trip that sent it back."""
+    if ride.trip is not None and ride.trip.ended_at_ms is not None:
+        return ride.trip.ended_at_ms
+    # One that was cancelled before its time never searched.
+    return ride.queued_at_ms if ride.ended_at_ms is None else min(ride.queued_at_ms, ride.ended_at_ms)
 
 
 def of_this_search(wait: RideWait | None, since_ms: int) -> RideWait | None:

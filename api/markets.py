@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from api.errors import invalid
 from api.positions import is_null_island
 from config.markets import MarketSettings
-from geo.area import Circle, Polygon, area_from_geojson
+from config.zones import ZoneSettings
+from geo.area import Area, Circle, area_from_geojson, boxes_meet
 from geo.model import LatLng, MarketId
+from matcher.life import Life
 from matcher.policy import Market
+from matcher.zones import Zone
 
 
 class Markets:
@@ -20,6 +23,10 @@ class Markets:
 
     def __iter__(self) -> Iterator[Market]:
         return iter(self._by_id.values())
+
+    def get(self, market: MarketId | str) -> Market | None:
+        """The market of this id; None where this deployment has none such, or none such any more."""
+        return self._by_id.get(MarketId(market))
 
     def named(self, name: str | None, pointer: str = "?market") -> Market:
         """The market of this name; the only one there is when none is named. Raises Problem 422."""
@@ -82,10 +89,41 @@ def build_market(settings: MarketSettings, tags: Sequence[str] = ()) -> Market:
         refusal_s=settings.refusal_s,
         has_ways=settings.has_ways,
         top_speed_mps=settings.top_speed_mps,
+        zones=tuple(_zone(each, settings) for each in settings.zones),
+        life=_life(settings),
+        chain_within_s=settings.chain_within_s,
+        chain_late_s=settings.chain_late_s,
+        stall_after_s=settings.stall_after_s,
+        stall_m=settings.stall_m,
+        schedule_lead_s=settings.schedule_lead_s,
+        schedule_ahead_s=settings.schedule_ahead_s,
+        guarantee_s=settings.guarantee_s,
     )
 
 
-def _area(settings: MarketSettings) -> Circle | Polygon:
+def _life(settings: MarketSettings) -> Life:
+    return Life(
+        offer_ttl_ms=_ms(settings.offer_ttl_s) if settings.asks_drivers else None,
+        lost_grace_ms=_ms(settings.lost_grace_s),
+        missed_offers_max=settings.missed_offers_max,
+        no_show_after_ms=_ms(settings.no_show_after_s),
+        retry_ms=_ms(settings.retry_s),
+    )
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _zone(settings: ZoneSettings, market: MarketSettings) -> Zone:
+    """Raises ValueError for a zone that no driver of the market can be in."""
+    zone = Zone(settings.id, _area(settings), round(settings.keep_s * 1000))
+    if not boxes_meet(zone.area.bbox, _area(market).bbox):
+        raise ValueError(f"market {market.id}: zone {zone.id} lies outside of the market's area")
+    return zone
+
+
+def _area(settings: MarketSettings | ZoneSettings) -> Area:
     if settings.geometry is not None:
         return area_from_geojson(settings.geometry)
     assert settings.center_lat is not None

@@ -1,9 +1,10 @@
 """What waits to be sent on one driver socket: bounded, and the newest state wins (P10).
 
-One writer task a socket takes from here. Acknowledgements and trips are states:
-a newer one replaces an older one that has not left yet. Answers to commands are
-not; when more of them wait than fit, the client is not reading, and the socket
-is given up.
+One writer task a socket takes from here. Acknowledgements, trips and offers, the
+driver's status and its place in a queue are states: a newer one replaces an older
+one that has not left yet, so that an offer which ended before it was sent is never
+sent as one. Answers to commands are not; when more of them wait than fit, the
+client is not reading, and the socket is given up.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from api.schema import AckFrame, DownFrame, ErrorFrame, TripChangedFrame, ride_out
-from matcher.model import Ride, RideId
+from api.schema import AckFrame, DownFrame, ErrorFrame, QueueFrame, StatusChangedFrame, told_frame
+from matcher.model import Ride, TripState
 
 ANSWERS_BYTES_MAX = 32_768
 TRIPS_MAX = 16
@@ -21,14 +22,18 @@ ERRORS_MAX = 8
 
 
 class Outbox:
-    """Frames for one socket, encoded by `encode`."""
+    """Frames for one socket, encoded by `encode`. `now_ms` is the database's time, in which offers end."""
 
-    def __init__(self, encode: Callable[[DownFrame], bytes]) -> None:
+    def __init__(self, encode: Callable[[DownFrame], bytes], now_ms: Callable[[], int] = lambda: 0) -> None:
         self._encode = encode
+        self._now_ms = now_ms
         self._answers: deque[bytes] = deque()
         self._answers_bytes = 0
-        self._trips: dict[RideId, Ride] = {}
+        self._trips: dict[str, Ride] = {}  # by trip: a ride that is given to the driver anew has two to tell of
+        self._offers: set[str] = set()  # that stand, as far as the driver knows or is about to
         self._errors: dict[str, ErrorFrame] = {}
+        self._status: StatusChangedFrame | None = None
+        self._queue: QueueFrame | None = None
         self._ack = -1
         self._acked = -1
         self.overflowed = False
@@ -48,18 +53,35 @@ class Outbox:
         self.wake.set()
 
     def trip(self, ride: Ride) -> None:
-        """A ride of this driver changed; an older version never replaces a newer one."""
-        known = self._trips.get(ride.ride_id)
+        """A ride of this driver changed, an offer included; an older version never replaces a newer one."""
+        known = self._trips.get(_key_of(ride))
         if known is None or known.version <= ride.version:
-            self._trips[ride.ride_id] = ride
+            self._trips[_key_of(ride)] = ride
+            self._note_offer(ride)
         self.overflowed = self.overflowed or len(self._trips) > TRIPS_MAX
         self.wake.set()
 
     def told(self, ride: Ride) -> None:
-        """An answer tells this state: an older one that still waits must not follow it."""
-        waiting = self._trips.get(ride.ride_id)
+        """An answer, or the welcome, tells this state: an older one that still waits must not follow it."""
+        waiting = self._trips.get(_key_of(ride))
         if waiting is not None and waiting.version <= ride.version:
-            del self._trips[ride.ride_id]
+            del self._trips[_key_of(ride)]
+        self._offers.discard(_key_of(ride))
+        self._note_offer(ride)
+
+    def status(self, frame: StatusChangedFrame) -> None:
+        """The driver's status was changed by somebody else."""
+        self._status = frame
+        self.wake.set()
+
+    def told_status(self) -> None:
+        """An answer tells the driver's status: what still waits is older."""
+        self._status = None
+
+    def queue(self, frame: QueueFrame) -> None:
+        """The driver's place in a zone's queue has changed."""
+        self._queue = frame
+        self.wake.set()
 
     def error(self, frame: ErrorFrame) -> None:
         """A complaint about a frame; one of each code is enough at a time."""
@@ -77,13 +99,35 @@ class Outbox:
         """All that waits, encoded, answers first; leaves nothing behind."""
         frames = list(self._answers)
         frames += [self._encode(each) for each in self._errors.values()]
-        frames += [self._encode(TripChangedFrame(ride_out(each))) for each in self._trips.values()]
-        if self._ack > self._acked:
-            self._acked = self._ack
-            frames.append(self._encode(AckFrame(self._ack)))
+        frames += [self._encode(each) for each in self._states()]
         self._answers.clear()
         self._answers_bytes = 0
         self._errors.clear()
-        self._trips.clear()
         self.wake.clear()
         return frames
+
+    def _states(self) -> list[DownFrame]:
+        """The newest of each that waits, which thereby waits no more."""
+        frames: list[DownFrame] = [] if self._status is None else [self._status]
+        frames += [self._frame_of(ride) for ride in self._trips.values()]
+        if self._queue is not None:
+            frames.append(self._queue)
+        if self._ack > self._acked:
+            frames.append(AckFrame(self._ack))
+        self._status, self._queue, self._acked = None, None, self._ack
+        self._trips.clear()
+        return frames
+
+    def _frame_of(self, ride: Ride) -> DownFrame:
+        was_offered = _key_of(ride) in self._offers
+        self._offers.discard(_key_of(ride))
+        self._note_offer(ride)
+        return told_frame(ride, self._now_ms(), was_offered=was_offered)
+
+    def _note_offer(self, ride: Ride) -> None:
+        if ride.trip is not None and ride.trip.state is TripState.OFFERED:
+            self._offers.add(ride.trip.trip_id)
+
+
+def _key_of(ride: Ride) -> str:
+    return ride.ride_id if ride.trip is None else ride.trip.trip_id

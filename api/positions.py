@@ -63,6 +63,8 @@ class Track:
     __slots__ = (
         "area",
         "available",
+        "before",
+        "before_at_s",
         "count",
         "counted",
         "driver_id",
@@ -114,10 +116,17 @@ class Track:
         self.seq = -1
         self.fix: PositionItem | None = None
         self.fix_at_s = 0.0
+        self.before: PositionItem | None = None  # where the session before this one was
+        self.before_at_s = 0.0
         self.judged_lat = math.inf  # where a fix was last judged good
         self.judged_lon = math.inf
         self.suspect: PositionItem | None = None
         self.suspect_at_s = 0.0
+
+    def follow(self, last: Fix, now_s: float) -> None:
+        """This session goes on from where the driver was last seen: a reconnect is no way around the quarantine."""
+        self.before = PositionItem(seq=0, lat=last.lat, lon=last.lon)
+        self.before_at_s = now_s - last.age_ms * 0.001
 
     def take(self, item: PositionItem, now_s: float) -> Verdict:
         """Judges a fix that arrived now, and keeps it as the newest where it is good."""
@@ -143,7 +152,7 @@ class Track:
             return Verdict.NULL_ISLAND
         if not self.area.contains(item.lat, item.lon):
             return Verdict.OUTSIDE
-        if self.fix is not None and not self._is_plausible(item, at_s):
+        if not self._is_plausible(item, at_s):
             self.suspect, self.suspect_at_s = item, at_s
             return Verdict.QUARANTINED
         self.judged_lat, self.judged_lon = item.lat, item.lon
@@ -151,8 +160,8 @@ class Track:
 
     def _is_plausible(self, item: PositionItem, at_s: float) -> bool:
         """Within reach of the last good fix, or of a suspect one that it thereby confirms."""
-        assert self.fix is not None
-        if self._within_reach(self.fix, self.fix_at_s, item, at_s):
+        last, last_at_s = (self.before, self.before_at_s) if self.fix is None else (self.fix, self.fix_at_s)
+        if last is None or self._within_reach(last, last_at_s, item, at_s):
             return True
         return self.suspect is not None and self._within_reach(self.suspect, self.suspect_at_s, item, at_s)
 
@@ -171,7 +180,7 @@ class Track:
 
     def removal(self) -> Removal:
         """Takes this session's driver out of the feed, with a stamp newer than its last fix."""
-        self.fix = self.suspect = None
+        self.fix = self.before = self.suspect = None
         self._bump()
         return Removal(self.driver_id, Stamp(self.epoch, self.instance, self.count))
 
@@ -234,7 +243,13 @@ class PositionFlusher:
         self.fault: str | None = None
 
     def join(self, track: Track) -> None:
-        """From now on this track is its driver's; whatever an older session left unpublished is dropped."""
+        """From now on this track is its driver's, unless a newer session's is already.
+
+        Whatever an older session left unpublished is dropped.
+        """
+        held = self._tracks.get(track.driver_id)
+        if held is not None and held.epoch > track.epoch:
+            return
         self._tracks[track.driver_id] = track
         self._dirty.pop(track.driver_id, None)
         self._removals.pop(track.driver_id, None)

@@ -20,6 +20,7 @@ def add_readings(service: Service) -> None:
     _of_replicas(service)
     _of_matching(service)
     _of_travel(service)
+    _of_webhooks(service)
 
 
 def _of_process(service: Service) -> None:
@@ -81,12 +82,26 @@ def _of_matching(service: Service) -> None:
     )
     read("hexhail_matched", "Trips committed since the start.", each(lambda n: dispatchers[n].stats.matched), _MARKET)
     read(
+        "hexhail_windows_paused",
+        "Windows of a market that an operator has paused.",
+        each(lambda n: dispatchers[n].stats.windows_paused),
+        _MARKET,
+    )
+    read(
+        "hexhail_chained",
+        "Of the trips, those to follow another.",
+        each(lambda n: dispatchers[n].stats.chained),
+        _MARKET,
+    )
+    read("hexhail_queued", "Of the trips, those of queues.", each(lambda n: dispatchers[n].stats.queued), _MARKET)
+    read("hexhail_stalled", "Drivers replaced for stalling.", each(lambda n: dispatchers[n].upkeep.stalled), _MARKET)
+    read(
         "hexhail_batches_unrecorded",
         "Batches whose record could not be written.",
         each(lambda n: dispatchers[n].stats.unrecorded),
         _MARKET,
     )
-    read("hexhail_swept", "Rides and trips ended by the sweep.", each(lambda n: dispatchers[n].stats.swept), _MARKET)
+    read("hexhail_swept", "Rides and trips ended by the sweep.", each(lambda n: dispatchers[n].upkeep.swept), _MARKET)
 
 
 def _of_travel(service: Service) -> None:
@@ -117,6 +132,19 @@ def _of_travel(service: Service) -> None:
         "1 while straight lines stand in for a server of travel times that keeps failing.",
         lambda: [((market,), float(provider.state is not BreakerState.CLOSED)) for market, provider in asked],
         _MARKET,
+    )
+
+
+def _of_webhooks(service: Service) -> None:
+    sender = service.webhooks
+    if sender is None:
+        return
+    read = service.metrics.reading
+    read("hexhail_webhooks_sending", "Events on their way to webhooks.", _one(lambda: sender.sending))
+    read(
+        "hexhail_webhook_overdue_seconds",
+        "How long the delivery that waits longest could have been tried.",
+        _one(lambda: sender.overdue_s),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from geo.model import MAX_EXACT_INT, LatLng
-from matcher.model import Driver, Ride, RideEvent, Trip
+from matcher.model import Driver, Ride, RideEvent, Slot, Trip, TripState
 
 Latitude = Annotated[float, Meta(ge=-90.0, le=90.0)]
 Longitude = Annotated[float, Meta(ge=-180.0, le=180.0)]
@@ -37,7 +37,7 @@ def rfc3339(ms: int) -> str:
     return (_EPOCH + timedelta(milliseconds=ms)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
 
 
-def _rfc3339_or_none(ms: int | None) -> str | None:
+def rfc3339_or_none(ms: int | None) -> str | None:
     return None if ms is None else rfc3339(ms)
 
 
@@ -60,6 +60,7 @@ class RideRequest(Struct, frozen=True, forbid_unknown_fields=True):
     deadline_s: Annotated[float, Meta(gt=0.0, le=31_536_000.0)] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     tags: Annotated[list[str], Meta(max_length=16)] = field(default_factory=list)
+    pickup_at: Annotated[datetime, Meta(tz=True)] | None = None  # of a ride for later; deadline_s counts from it
 
 
 class ReasonRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +74,13 @@ class DriverRequest(Struct, frozen=True, forbid_unknown_fields=True):
     vehicle_class: VehicleClass = field(default="standard", name="class")
     status: Literal["offline", "online", "on_break", "suspended"] | None = None
     tags: Annotated[list[str], Meta(max_length=32)] = field(default_factory=list)
+
+
+class SuspendRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why, and what becomes of the driver's trips (see matcher.outcomes.SuspendTrips)."""
+
+    reason: Reason
+    trips: Literal["keep", "release", "end"] = "release"
 
 
 # Answers
@@ -94,6 +102,10 @@ class TripOut(Struct, frozen=True):
     started_at: str | None
     ended_at: str | None
     end_reason: str | None
+    slot: str | None = None
+    end_code: str | None = None
+    accepted_at: str | None = None
+    expires_at: str | None = None  # of an offer: when it ends by itself
 
 
 class RideOut(Struct, frozen=True):
@@ -112,6 +124,8 @@ class RideOut(Struct, frozen=True):
     end_reason: str | None
     trip: TripOut | None
     tags: list[str] = field(default_factory=list)
+    pickup_at: str | None = None
+    end_code: str | None = None
 
 
 class RidePage(Struct, frozen=True):
@@ -128,6 +142,14 @@ class DriverOut(Struct, frozen=True):
     epoch: int
     updated_at: str
     tags: list[str] = field(default_factory=list)
+    status_code: str | None = None
+
+
+class SuspendedOut(Struct, frozen=True):
+    """A suspended driver, and the trip that it still has to finish."""
+
+    driver: DriverOut
+    finishing_trip_id: str | None
 
 
 class NearbyOut(Struct, frozen=True, gc=False):
@@ -156,6 +178,8 @@ class EventOut(Struct, frozen=True):
     trip_id: str | None
     reason: str | None
     at: str
+    code: str | None = None
+    actor: str | None = None
 
 
 class DriverPositionOut(Struct, frozen=True):
@@ -176,10 +200,14 @@ def trip_out(trip: Trip) -> TripOut:
         pickup_s=round(trip.pickup_s, 1),
         distance_m=round(trip.distance_m, 1),
         matched_at=rfc3339(trip.matched_at_ms),
-        arrived_at=_rfc3339_or_none(trip.arrived_at_ms),
-        started_at=_rfc3339_or_none(trip.started_at_ms),
-        ended_at=_rfc3339_or_none(trip.ended_at_ms),
+        arrived_at=rfc3339_or_none(trip.arrived_at_ms),
+        started_at=rfc3339_or_none(trip.started_at_ms),
+        ended_at=rfc3339_or_none(trip.ended_at_ms),
         end_reason=trip.end_reason,
+        slot=None if trip.slot is None else trip.slot.value,
+        end_code=trip.end_code,
+        accepted_at=rfc3339_or_none(trip.accepted_at_ms),
+        expires_at=rfc3339(trip.due_at_ms) if trip.state is TripState.OFFERED else None,
     )
 
 
@@ -196,10 +224,12 @@ def ride_out(ride: Ride) -> RideOut:
         metadata=ride.metadata,
         requested_at=rfc3339(ride.requested_at_ms),
         deadline_at=rfc3339(ride.deadline_at_ms),
-        ended_at=_rfc3339_or_none(ride.ended_at_ms),
+        ended_at=rfc3339_or_none(ride.ended_at_ms),
         end_reason=ride.end_reason,
         trip=None if ride.trip is None else trip_out(ride.trip),
         tags=list(ride.tags),
+        pickup_at=rfc3339_or_none(ride.pickup_at_ms),
+        end_code=ride.end_code,
     )
 
 
@@ -213,6 +243,7 @@ def driver_out(driver: Driver) -> DriverOut:
         epoch=driver.epoch,
         updated_at=rfc3339(driver.updated_at_ms),
         tags=list(driver.tags),
+        status_code=driver.status_code,
     )
 
 
@@ -226,6 +257,8 @@ def event_out(event: RideEvent) -> EventOut:
         trip_id=event.trip_id,
         reason=event.reason,
         at=rfc3339(event.at_ms),
+        code=event.code,
+        actor=event.actor,
     )
 
 
@@ -268,6 +301,14 @@ class TripFrame(Struct):
     ref: Ref | None = None
 
 
+class AcceptFrame(TripFrame, tag="accept", tag_field="type"):
+    pass
+
+
+class DeclineFrame(TripFrame, tag="decline", tag_field="type"):
+    pass
+
+
 class ArriveFrame(TripFrame, tag="arrive", tag_field="type"):
     pass
 
@@ -284,10 +325,38 @@ class CancelFrame(TripFrame, tag="cancel", tag_field="type"):
     pass
 
 
-UpFrame = PositionFrame | PositionsFrame | StatusFrame | ArriveFrame | StartFrame | CompleteFrame | CancelFrame
+class NoShowFrame(TripFrame, tag="no_show", tag_field="type"):
+    """The driver has arrived, and waited, and the rider did not come."""
+
+
+UpFrame = (
+    PositionFrame
+    | PositionsFrame
+    | StatusFrame
+    | AcceptFrame
+    | DeclineFrame
+    | ArriveFrame
+    | StartFrame
+    | CompleteFrame
+    | CancelFrame
+    | NoShowFrame
+)
+
+
+class QueueFrame(Struct, tag="queue", tag_field="type"):
+    """The driver's place in the queue of a zone, counted from 1; without a zone it stands in none."""
+
+    zone: str | None = None
+    position: int | None = None
+    length: int | None = None
 
 
 class WelcomeFrame(Struct, tag="welcome", tag_field="type"):
+    """The present state: `rides` are the driver's trips and offers, `now` the service's time.
+
+    What an app knew before and does not find here has ended meanwhile.
+    """
+
     driver_id: str
     market: str
     epoch: int
@@ -295,6 +364,9 @@ class WelcomeFrame(Struct, tag="welcome", tag_field="type"):
     rides: list[RideOut]
     position_interval_s: float
     reconnect_jitter_s: float
+    status_code: str | None = None
+    now: str | None = None
+    queue: QueueFrame | None = None
 
 
 class AckFrame(Struct, tag="ack", tag_field="type", gc=False):
@@ -305,10 +377,41 @@ class TripChangedFrame(Struct, tag="trip", tag_field="type"):
     ride: RideOut
 
 
+class OfferFrame(Struct, tag="offer", tag_field="type"):
+    """The ride waits for the driver's `accept` or `decline`.
+
+    `expires_in_s` is what is left of its time when it is sent, for clocks that are wrong. `slot` is `now`, or `next`
+    for a ride after the present one.
+    """
+
+    ride: RideOut
+    expires_at: str
+    expires_in_s: float
+    slot: str
+
+
+class OfferWithdrawnFrame(Struct, tag="offer_withdrawn", tag_field="type"):
+    """The offer has ended without the driver's answer on this socket. `code` says why (see matcher.model.Code)."""
+
+    ride: RideOut
+    code: str
+
+
+class StatusChangedFrame(Struct, tag="status", tag_field="type"):
+    """The driver's status was changed, and not by a command of this socket."""
+
+    status: str
+    code: str | None = None
+    reason: str | None = None
+
+
 class DoneFrame(Struct, tag="done", tag_field="type", omit_defaults=True):
+    """A command took effect. `finishing_trip_id`: the trip that a driver who takes no more still has to finish."""
+
     ride: RideOut | None = None
     status: str | None = None
     ref: str | int | None = None
+    finishing_trip_id: str | None = None
 
 
 class ErrorFrame(Struct, tag="error", tag_field="type", omit_defaults=True):
@@ -317,6 +420,40 @@ class ErrorFrame(Struct, tag="error", tag_field="type", omit_defaults=True):
     ref: str | int | None = None
     ride: RideOut | None = None
     allowed: list[str] | None = None
+    allowed_at: str | None = None  # it came too early: from when on it will be taken
 
 
-DownFrame = WelcomeFrame | AckFrame | TripChangedFrame | DoneFrame | ErrorFrame
+DownFrame = (
+    WelcomeFrame
+    | AckFrame
+    | TripChangedFrame
+    | OfferFrame
+    | OfferWithdrawnFrame
+    | StatusChangedFrame
+    | QueueFrame
+    | DoneFrame
+    | ErrorFrame
+)
+
+
+def told_frame(ride: Ride, now_ms: int, *, was_offered: bool = False) -> DownFrame:
+    """What a driver is told of a ride with a trip of its own; `was_offered`: it last knew the trip as an offer."""
+    trip = ride.trip
+    if trip is not None and trip.state is TripState.OFFERED:
+        return _offer_frame(ride, trip, now_ms)
+    if trip is not None and not trip.state.is_live and (was_offered or trip.state in _OFFER_ENDS):
+        return OfferWithdrawnFrame(ride_out(ride), trip.end_code or trip.state.value)
+    return TripChangedFrame(ride_out(ride))
+
+
+#: Nothing but an offer ends so.
+_OFFER_ENDS = frozenset({TripState.DECLINED, TripState.TIMED_OUT})
+
+
+def _offer_frame(ride: Ride, trip: Trip, now_ms: int) -> OfferFrame:
+    return OfferFrame(
+        ride_out(ride),
+        expires_at=rfc3339(trip.due_at_ms),
+        expires_in_s=max(0.0, round((trip.due_at_ms - now_ms) / 1000.0, 1)),
+        slot=trip.slot.value if trip.slot is not None else Slot.NOW.value,
+    )

@@ -17,10 +17,13 @@ from msgspec import UNSET, Struct, UnsetType
 
 from api.schema import rfc3339
 from matcher.model import Trip
-from matcher.outcomes import BatchRecord, RideWait
+from matcher.outcomes import BatchRecord, MarketState, RideWait
 
 #: A ride that no batch has decided over since it began to search.
 NOT_YET_DECIDED = "not_yet_decided"
+#: A ride for later that is not searched for yet.
+SCHEDULED = "scheduled"
+MARKET_PAUSED = "market_paused"
 STRAIGHT_LINE = "straight line"
 
 #: A sentence for a person for each reason for which a batch leaves a ride without a driver.
@@ -51,10 +54,26 @@ class BatchRefOut(Struct, frozen=True):
     scope: str | None
 
 
+class TurnOut(Struct, frozen=True):
+    """The driver's turn in the queue of a zone: its `place`, counted from 1, among `length` who waited."""
+
+    zone: str
+    place: int | None
+    length: int | None
+
+
+class ByHandOut(Struct, frozen=True):
+    """No batch decided, but this operator, and why."""
+
+    by: str | None
+    reason: str | None
+
+
 class ChosenOut(Struct, frozen=True):
     """The driver and what the pairing cost: `terms` are seconds and add up to `cost_s`.
 
-    `way` names what priced the way; `estimated`: a straight line had to stand in for it, and why.
+    `way` names what priced the way; `estimated`: a straight line had to stand in for it, and why. `queue` is
+    there where no cost decided, but the driver's turn at the place where the ride begins.
     """
 
     driver_id: str
@@ -64,9 +83,10 @@ class ChosenOut(Struct, frozen=True):
     way: str | None
     estimated: bool | None
     estimated_because: str | None
-    distance_m: float
+    distance_m: float | None  # null, as all of these, of a driver who was assigned by hand
     position_age_s: float | None
     unmatched_s: float | None
+    queue: TurnOut | UnsetType = UNSET
 
 
 class AlternativeOut(Struct, frozen=True):
@@ -90,7 +110,10 @@ class AlternativeOut(Struct, frozen=True):
 
 
 class WaitingOut(Struct, frozen=True):
-    """Why the ride has no driver: since when it searches, and when and by which batch it was left so."""
+    """Why the ride has no driver: since when it searches, and when and by which batch it was left so.
+
+    Of a ride for later, `since` is when the search begins.
+    """
 
     reason: str
     text: str
@@ -117,6 +140,7 @@ class ExplanationOut(Struct, frozen=True):
     state: str
     market: str
     batch: BatchRefOut | None
+    by_hand: ByHandOut | None
     chosen: ChosenOut | None
     alternatives: list[AlternativeOut]
     waiting: WaitingOut | None
@@ -219,10 +243,24 @@ def _first_form(decision: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**decision, "cost_s": cost_s, "gain_s": gain_s}
 
 
+def by_hand_out(trip: Trip) -> ByHandOut | None:
+    """Who assigned the driver by hand, where somebody did."""
+    if not _is_by_hand(trip):
+        return None
+    stored = _mapping(trip.decision, "by_hand")
+    return ByHandOut(_text(stored, "by"), _text(stored, "reason"))
+
+
+def _is_by_hand(trip: Trip) -> bool:
+    return isinstance(trip.decision.get("by_hand"), Mapping)
+
+
 def chosen_out(trip: Trip) -> ChosenOut:
     stored = trip.decision.get("chosen")
     chosen = stored if isinstance(stored, Mapping) else _chosen_in_first_form(trip.decision)
     distance_m, way = _number(chosen, "distance_m"), _text(chosen, "way")
+    if distance_m is None and not _is_by_hand(trip):
+        distance_m = round(trip.distance_m, 1)
     return ChosenOut(
         driver_id=trip.driver_id,
         trip_id=trip.trip_id,
@@ -232,10 +270,16 @@ def chosen_out(trip: Trip) -> ChosenOut:
         # A record says so only where it was: one that names its way and nothing else has no estimate.
         estimated=None if way is None else bool(_flag(chosen, "estimated")),
         estimated_because=_text(chosen, "estimated_because"),
-        distance_m=round(trip.distance_m, 1) if distance_m is None else distance_m,
+        distance_m=distance_m,
         position_age_s=_number(chosen, "position_age_s"),
         unmatched_s=_number(chosen, "unmatched_s"),
+        queue=_turn(_mapping(chosen, "queue")),
     )
+
+
+def _turn(stored: Mapping[str, Any]) -> TurnOut | UnsetType:
+    zone = _text(stored, "zone")
+    return UNSET if zone is None else TurnOut(zone, _count(stored, "place"), _count(stored, "length"))
 
 
 def _chosen_in_first_form(decision: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -285,6 +329,20 @@ def waiting_out(wait: RideWait, since_ms: int) -> WaitingOut:
         window_s=None,
         counts=_finite(wait.detail),
     )
+
+
+def scheduled_out(search_at_ms: int) -> WaitingOut:
+    """The ride is for later, and a driver is searched for from then on."""
+    at = rfc3339(search_at_ms)
+    text = f"The ride is for later; a driver is searched for from {at} on."
+    return WaitingOut(SCHEDULED, text, at, None, None, None, {})
+
+
+def paused_out(state: MarketState, since_ms: int) -> WaitingOut:
+    """Nobody is matched for now, whatever batches said before."""
+    because = "" if state.reason is None else f": {state.reason}"
+    text = f"An operator has paused the market{because}. The ride keeps its place."
+    return WaitingOut(MARKET_PAUSED, text, rfc3339(since_ms), rfc3339(state.changed_at_ms), None, None, {})
 
 
 def undecided_out(since_ms: int, *, window_s: float | None, ended: bool) -> WaitingOut:

@@ -27,18 +27,24 @@ from api.events import EventsApi
 from api.explanations import ExplanationsApi
 from api.limits import Gauge, raise_open_files
 from api.listener import Listener, Lobby, listen
+from api.market_states import MarketStatesApi
 from api.markets import Markets, build_market
 from api.match import MatchApi
 from api.match_items import Bounds
+from api.operator import OperatorApi
 from api.ops import OpsApi, Readiness
+from api.path_writer import PathWriter
 from api.planes import Plane
 from api.positions import PositionFlusher
+from api.queues import QueuesApi, QueueWatch
 from api.readings import add_readings
 from api.rides import RidesApi
 from api.tags import Tags
 from api.telemetry import Metrics
 from api.travel import build_travel
 from api.trips import TripsApi
+from api.webhook_sender import Limits, WebhookSender
+from api.webhooks import WebhooksApi
 from config.settings import Role, Settings
 from geo.feed import Feed, InProcessFeed
 from geo.index import DriverIndex
@@ -48,6 +54,7 @@ from matcher.announcer import Announcer
 from matcher.dispatcher import Dispatcher, Keeping
 from matcher.hints import Hints, LocalHints, RedisHints
 from matcher.rides import RideDesk
+from matcher.share import Share
 from matcher.solver import SolverChild, SolverFailed
 from matcher.store import Store
 
@@ -75,6 +82,8 @@ class Service:
         dispatchers: list[Dispatcher],
         solver: SolverChild | None,
         metrics: Metrics,
+        share: Share | None = None,
+        webhooks: WebhookSender | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -88,14 +97,18 @@ class Service:
         self.dispatchers = dispatchers
         self.metrics = metrics
         self.sessions = Sessions()
+        self.queues = QueueWatch(store, announcer, self.sessions)
         self.sockets = Gauge(settings.sockets_max, "sockets open")
         self.requests = Gauge(settings.requests_waiting_max, "requests under way")
         self.lobby = Lobby()
         self.watch = StoreWatch(store)
         self.background = Background()
         self.engaged = Engaged(store.engaged, metrics=metrics)
+        self.paths = PathWriter(store.put_path_parts, metrics)
         self.draining = asyncio.Event()
         self.solver = solver
+        self.share = share
+        self.webhooks = webhooks
         self.match_solver = SolverChild()  # of requests for a plan, so that no batch waits for them; not started yet
         self._started = False
         self._stream: DriverStream | None = None
@@ -128,6 +141,7 @@ class Service:
         run = self.background.run
         run("watch", self.watch.run())
         run("announcer", self.announcer.run())
+        run("paths", self.paths.run())
         for market, plane in self.planes.items():
             plane.follower.on_new_generation = plane.flusher.republish
             run(f"follower {market}", plane.follower.run())
@@ -135,8 +149,14 @@ class Service:
             run(f"bootstrap {market}", self._note_bootstrap(plane), once=True)
         if self.solver is not None:
             run("solver", self._warm_solver(), once=True)
+        if self.share is not None:
+            run("share", self.share.run())
         for dispatcher in self.dispatchers:
             run("dispatcher", dispatcher.run())
+        for market in (each.id for each in self.markets if each.zones):
+            run(f"queues {market}", self.queues.follow(market))
+        if self.webhooks is not None:
+            run("webhooks", self.webhooks.run())
         self._started = True
 
     async def _warm_solver(self) -> None:
@@ -160,6 +180,8 @@ class Service:
         """
         until_s = time.monotonic() + self.settings.drain_s
         self.draining.set()
+        if self.webhooks is not None:
+            self.webhooks.stop()
         if self._stream is not None:
             self._stream.close_all()
         if self._events is not None:
@@ -170,6 +192,9 @@ class Service:
         await self._step("desk", self.desk.close(), until_s)
         await self._step("positions", self._last_flush(), until_s)
         await self._step("announcer", self.announcer.close(), until_s)
+        if self.webhooks is not None:
+            await self._step("webhooks", self.webhooks.close(), until_s)
+        await self._step("paths", self.paths.drain(), until_s)  # the last: it may wait for a database that is away
         await self._step("background", self.background.stop(), until_s + 1.0)
         for name, close in self._closers():
             await self._step(name, close(), until_s + 2.0)
@@ -220,30 +245,77 @@ class Service:
         return build_app(gate, [ops, *self._parts(authenticator)])
 
     def _parts(self, authenticator: Authenticator) -> list[HasRoutes]:
-        settings, bytes_max = self.settings, self.settings.max_body_bytes
+        bytes_max = self.settings.max_body_bytes
+        self._stream, self._events = self._driver_stream(authenticator), self._ride_events(authenticator)
+        return [
+            *self._of_rides(bytes_max),
+            self._events,
+            self._drivers(bytes_max),
+            self._stream,
+            QueuesApi(store=self.store, markets=self.markets),
+            WebhooksApi(
+                store=self.store.webhooks,
+                max_body_bytes=bytes_max,
+                private_hosts=self.settings.webhook_private_hosts,
+            ),
+            self._match_api(),
+        ]
+
+    def _of_rides(self, bytes_max: int) -> list[HasRoutes]:
+        desk, store, markets = self.desk, self.store, self.markets
+        return [
+            RidesApi(
+                desk=desk,
+                store=store,
+                markets=markets,
+                max_body_bytes=bytes_max,
+                max_metadata_bytes=self.settings.max_metadata_bytes,
+            ),
+            OperatorApi(desk=desk, store=store, markets=markets, planes=self.planes, max_body_bytes=bytes_max),
+            MarketStatesApi(desk=desk, store=store, markets=markets, max_body_bytes=bytes_max),
+            TripsApi(desk=desk, store=store, max_body_bytes=bytes_max),
+            ExplanationsApi(store=store, markets=markets),
+        ]
+
+    def _drivers(self, bytes_max: int) -> DriversApi:
         nearby = NearbySearch(
             feed=self.feed,
             planes=self.planes,
             engaged=self.engaged,
             tags=self.tags,
-            stale_after_s=settings.stale_after_s,
+            stale_after_s=self.settings.stale_after_s,
         )
-        self._stream = DriverStream(
+        return DriversApi(
+            store=self.store,
+            desk=self.desk,
+            markets=self.markets,
+            tags=self.tags,
+            sessions=self.sessions,
+            nearby=nearby,
+            max_body_bytes=bytes_max,
+        )
+
+    def _driver_stream(self, authenticator: Authenticator) -> DriverStream:
+        return DriverStream(
             store=self.store,
             desk=self.desk,
             announcer=self.announcer,
             feed=self.feed,
-            flushers={market: plane.flusher for market, plane in self.planes.items()},
+            planes=self.planes,
+            paths=self.paths,
             markets=self.markets,
             tags=self.tags,
             authenticator=authenticator,
             sockets=self.sockets,
             sessions=self.sessions,
             metrics=self.metrics,
-            max_frame_bytes=settings.max_frame_bytes,
-            max_speed_mps=settings.max_speed_mps,
+            queue_of=self.queues.greet,
+            max_frame_bytes=self.settings.max_frame_bytes,
+            max_speed_mps=self.settings.max_speed_mps,
         )
-        self._events = EventsApi(
+
+    def _ride_events(self, authenticator: Authenticator) -> EventsApi:
+        return EventsApi(
             store=self.store,
             announcer=self.announcer,
             feed=self.feed,
@@ -252,30 +324,8 @@ class Service:
             authenticator=authenticator,
             sockets=self.sockets,
             metrics=self.metrics,
-            stale_after_s=settings.stale_after_s,
+            stale_after_s=self.settings.stale_after_s,
         )
-        return [
-            RidesApi(
-                desk=self.desk,
-                store=self.store,
-                markets=self.markets,
-                max_body_bytes=bytes_max,
-                max_metadata_bytes=settings.max_metadata_bytes,
-            ),
-            self._events,
-            DriversApi(
-                store=self.store,
-                markets=self.markets,
-                tags=self.tags,
-                sessions=self.sessions,
-                nearby=nearby,
-                max_body_bytes=bytes_max,
-            ),
-            self._stream,
-            TripsApi(desk=self.desk, store=self.store, max_body_bytes=bytes_max),
-            ExplanationsApi(store=self.store, markets=self.markets),
-            self._match_api(),
-        ]
 
     def _match_api(self) -> MatchApi:
         settings = self.settings
@@ -302,6 +352,7 @@ async def build_service(settings: Settings, role: Role) -> Service:
         pool_size=settings.pool_size,
         call_timeout_s=settings.store_timeout_s,
         lease_s=settings.lease_s,
+        lives={market.id: market.life for market in markets},
     )
     feed = _feed(settings)
     hints = _hints(settings, markets)
@@ -313,6 +364,7 @@ async def build_service(settings: Settings, role: Role) -> Service:
         [build_travel(each, market) for each, market in zip(settings.markets, markets, strict=True)] if solver else []
     )
     holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+    share = Share(store, holder, len(planes), lease_s=settings.lease_s) if solver and settings.is_shared else None
     dispatchers = [
         Dispatcher(
             market,
@@ -329,6 +381,7 @@ async def build_service(settings: Settings, role: Role) -> Service:
             tag_bits=tags.bits,
             travel=travel,
             keeping=Keeping(settings.batches_kept, settings.batch_inputs_kept),
+            share=share,
         )
         for market, travel in travels
         if solver is not None
@@ -346,7 +399,20 @@ async def build_service(settings: Settings, role: Role) -> Service:
         dispatchers=dispatchers,
         solver=solver,
         metrics=metrics,
+        share=share,
+        webhooks=None if role == "matcher" else _webhooks(settings, store, announcer, markets, metrics),
     )
+
+
+def _webhooks(
+    settings: Settings, store: Store, announcer: Announcer, markets: Markets, metrics: Metrics
+) -> WebhookSender:
+    limits = Limits(
+        attempts_max=settings.webhook_attempts_max,
+        backlog_max=settings.webhook_backlog_max,
+        private_hosts=settings.webhook_private_hosts,
+    )
+    return WebhookSender(store.webhooks, announcer, [each.id for each in markets], metrics, limits)
 
 
 def _feed(settings: Settings) -> Feed:

@@ -100,6 +100,9 @@ class Metrics:
             registry=registry,
         )
         self.batches = Tally(registry, "hexhail_batches", "Batches decided.", ("market", "certified"))
+        self.webhooks = Tally(
+            registry, "hexhail_webhook_attempts", "Attempts to deliver an event, by what became of them.", ("outcome",)
+        )
         self.lost = Tally(registry, "hexhail_pairings_lost", "Pairings that dropped out at the commit.", ("why",))
 
     def on_batch(self, report: BatchReport) -> None:

@@ -10,19 +10,22 @@ from api.auth import Identity, Role
 from api.codec import BodyDecoder, answer
 from api.errors import Problem
 from api.rides import done_or_conflict, read_reason
-from api.schema import ReasonRequest, ride_out
+from api.schema import ReasonRequest, rfc3339, ride_out
 from api.security import identity_of
 from geo.model import DriverId
 from matcher.model import Move, TripId
-from matcher.outcomes import NotFound, NotYours
+from matcher.outcomes import NotAllowed, NotFound, NotYours
 from matcher.rides import RideDesk
 from matcher.store import Store
 
 MOVES = {
+    "accept": Move.ACCEPT,
+    "decline": Move.DECLINE,
     "arrive": Move.ARRIVE,
     "start": Move.START,
     "complete": Move.COMPLETE,
     "cancel": Move.DRIVER_CANCEL,
+    "no_show": Move.RIDER_NO_SHOW,
 }
 _TRIP_ID = re.compile(r"t_[0-9A-HJKMNP-TV-Z]{26}")
 
@@ -55,6 +58,8 @@ class TripsApi:
             raise _trip_unknown()
         if isinstance(outcome, NotYours):
             raise _not_yours()
+        if isinstance(outcome, NotAllowed) and outcome.allowed_at_ms is not None:
+            raise _too_early(outcome, outcome.allowed_at_ms)
         return answer(request, ride_out(done_or_conflict(outcome)))
 
     async def _driver_of(self, identity: Identity, trip_id: TripId) -> DriverId | None:
@@ -77,3 +82,13 @@ def _trip_unknown() -> Problem:
 
 def _not_yours() -> Problem:
     return Problem("not-your-trip", "the trip belongs to another driver")
+
+
+def _too_early(outcome: NotAllowed, at_ms: int) -> Problem:
+    at = rfc3339(at_ms)
+    members = {
+        "state": outcome.ride.state.value,
+        "allowed": [each.value for each in outcome.allowed],
+        "allowed_at": at,
+    }
+    return Problem("not-allowed", f"it is too early: allowed from {at} on", members=members)

@@ -1,84 +1,57 @@
 """Does the database agree with what the clients saw, and with itself?
 
-Reads rides, trips and events with statements of its own (never through the
-store, whose faults it is to find), in one read-only snapshot, and judges them
-in plain functions: `invariants` from the database alone, `compare` against the
-clients' ledger. Times are whole milliseconds of the database's clock.
+Judges rows (benchmarks.audit_rows) in plain functions: `invariants` from the database alone, `compare` against the
+clients' ledger. Times are whole milliseconds of the database's clock. What a run's end cuts short, or left unread, is
+noted and no fault.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-import sqlalchemy as sa
-
-from benchmarks.ledger import Ledger
-from matcher import tables
-from matcher.model import FINAL_RIDE_STATES, RideState, TripState
+from benchmarks.audit_rows import EventRow, Records, RideRow, TripRow
+from benchmarks.ledger import Followed, Ledger, SeenTrip
+from matcher.model import (
+    FINAL_RIDE_STATES,
+    REFUSING_CODES,
+    REFUSING_TRIP_STATES,
+    TRANSITIONS,
+    Code,
+    RideState,
+    Slot,
+    TripState,
+)
 
 EXAMPLES_MAX = 20
 #: Between the statement that checks a deadline and the one that writes the trip's time.
 STATEMENT_GRACE_MS = 1_000
-#: P4: so long after its deadline a ride may still be searching.
+#: P4: so long after its deadline a ride may still be waiting for a driver.
 OVERDUE_GRACE_MS = 60_000
+#: Longer than any driver takes to notice that its socket is dead (api.client_driver.DriverOptions.silent_s).
+TOLD_GRACE_MS = 60_000
 
 _FINAL = frozenset(state.value for state in FINAL_RIDE_STATES)
+_WAITING = frozenset({RideState.SCHEDULED, RideState.SEARCHING, RideState.OFFERED})
 _WITH_TRIP = frozenset({RideState.OFFERED, RideState.ASSIGNED, RideState.ARRIVED, RideState.IN_PROGRESS})
-_CARRIED = frozenset({TripState.IN_PROGRESS, TripState.COMPLETED, TripState.ABANDONED})
+_UNACCEPTED_ENDS = frozenset({TripState.DECLINED, TripState.TIMED_OUT})
+_STEPS = frozenset((row.ride_from, row.event, row.ride_to) for rows in TRANSITIONS.values() for row in rows)
+
+#: What stands in the database of a command that the service confirmed, and what it is called where it does not.
+_CONFIRMED: Mapping[str, tuple[str, Callable[[TripRow], bool]]] = {
+    "accept": ("acceptance lost", lambda trip: trip.accepted_at_ms is not None),
+    "decline": ("refusal lost", lambda trip: trip.state == TripState.DECLINED),
+    "arrive": ("arrival lost", lambda trip: trip.arrived_at_ms is not None),
+    "start": ("start lost", lambda trip: trip.started_at_ms is not None),
+    "complete": ("completion lost", lambda trip: trip.state == TripState.COMPLETED),
+    "cancel": ("cancellation lost", lambda trip: trip.state == TripState.CANCELLED),
+    "no_show": ("no-show lost", lambda trip: trip.state == TripState.NO_SHOW),
+}
 
 #: Faults that mean a driver or a ride was given away twice (P1).
 DOUBLES = ("driver doubled", "ride doubled", "trips overlap", "doubled in the clients' eyes")
-
-
-@dataclass(frozen=True, slots=True)
-class RideRow:
-    ride_id: str
-    client_id: str
-    state: str
-    version: int
-    current_trip_id: str | None
-    requested_at_ms: int
-    deadline_at_ms: int
-    idempotency_key: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TripRow:
-    trip_id: str
-    ride_id: str
-    driver_id: str
-    state: str
-    live: int | None
-    live_slot: str | None
-    matched_at_ms: int
-    now_since_ms: int | None
-    ended_at_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class EventRow:
-    ride_id: str
-    version: int
-    state: str
-    pending: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """The run's rides and their events, and every trip that lives or was matched since the first of them."""
-
-    now_ms: int
-    rides: Mapping[str, RideRow]
-    trips: Sequence[TripRow]
-    events: Mapping[str, Sequence[EventRow]]
-
-    def trips_of_run(self) -> list[TripRow]:
-        return [trip for trip in self.trips if trip.ride_id in self.rides]
 
 
 @dataclass(slots=True)
@@ -124,8 +97,21 @@ def audit_without_database(ledger: Ledger) -> Findings:
 def _check_clients(ledger: Ledger, findings: Findings) -> None:
     for line in ledger.doubles():
         findings.fault("doubled in the clients' eyes", line)
+    for line in ledger.told_again:
+        findings.fault("told of a past trip", line)
+    for ride_id, followed in ledger.followed.items():
+        _check_followed(ride_id, followed, findings)
     if ledger.unread is not None:
         findings.fault("books not closed", f"the rides' last states could not be read: {ledger.unread}")
+
+
+def _check_followed(ride_id: str, followed: Followed, findings: Findings) -> None:
+    """A rider reads its ride's events from the first on, in order; a stream may be cut, not end before the ride."""
+    versions = [event.version for event in followed.events]
+    if versions != list(range(1, len(versions) + 1)):
+        findings.fault("events out of order", f"ride {ride_id} was followed through versions {versions}")
+    if followed.ended and (not followed.events or followed.events[-1].state not in _FINAL):
+        findings.fault("final event unheard", f"ride {ride_id} was followed through versions {versions}")
 
 
 # The database by itself
@@ -135,13 +121,13 @@ def invariants(records: Records, findings: Findings) -> None:
     _check_doubles(records.trips, findings)
     _check_overlaps(records.trips, findings)
     live = {trip.ride_id: trip for trip in records.trips if trip.live}
-    deadlines = {ride.ride_id: ride.deadline_at_ms for ride in records.rides.values()}
     for ride in records.rides.values():
         _check_ride(ride, live.get(ride.ride_id), records.now_ms, findings)
         _check_events(ride, records.events.get(ride.ride_id, ()), findings)
-    for trip in records.trips_of_run():
-        if trip.matched_at_ms > deadlines[trip.ride_id] + STATEMENT_GRACE_MS:
-            findings.fault("matched after its deadline", f"ride {trip.ride_id}, trip {trip.trip_id}")
+    trips = records.trips_of_run()
+    for trip in trips:
+        _check_in_time(trip, records.rides[trip.ride_id].deadline_at_ms, findings)
+    _check_refusals(trips, records, findings)
 
 
 def _check_doubles(trips: Sequence[TripRow], findings: Findings) -> None:
@@ -152,6 +138,10 @@ def _check_doubles(trips: Sequence[TripRow], findings: Findings) -> None:
     for ride_id, count in Counter(trip.ride_id for trip in alive).items():
         if count > 1:
             findings.fault("ride doubled", f"ride {ride_id} has {count} live trips")
+    engaged = {trip.driver_id for trip in alive if trip.live_slot == Slot.NOW}
+    for trip in alive:
+        if trip.live_slot == Slot.NEXT and trip.driver_id not in engaged:
+            findings.fault("next without a present trip", f"driver {trip.driver_id} has {trip.trip_id} in next")
 
 
 def _check_overlaps(trips: Sequence[TripRow], findings: Findings) -> None:
@@ -174,8 +164,9 @@ def _check_ride(ride: RideRow, live: TripRow | None, now_ms: int, findings: Find
         findings.fault(
             "live trip of a ride that has none", f"ride {ride.ride_id} is {ride.state}, {live.trip_id} lives"
         )
-    if ride.state == RideState.SEARCHING and ride.deadline_at_ms + OVERDUE_GRACE_MS < now_ms:
-        findings.fault("overdue", f"ride {ride.ride_id} searches {now_ms - ride.deadline_at_ms} ms past its deadline")
+    if ride.state in _WAITING and ride.deadline_at_ms + OVERDUE_GRACE_MS < now_ms:
+        late_ms = now_ms - ride.deadline_at_ms
+        findings.fault("overdue", f"ride {ride.ride_id} is {ride.state} {late_ms} ms past its deadline")
 
 
 def _check_events(ride: RideRow, events: Sequence[EventRow], findings: Findings) -> None:
@@ -185,7 +176,58 @@ def _check_events(ride: RideRow, events: Sequence[EventRow], findings: Findings)
         findings.fault("events missing", f"ride {ride.ride_id} at version {ride.version} has events {versions}")
     elif max(events, key=lambda event: event.version).state != ride.state:
         findings.fault("last event differs", f"ride {ride.ride_id} is {ride.state}")
+    else:
+        _check_turns(ride, sorted(events, key=lambda event: event.version), findings)
     findings.notes["events not yet announced"] += sum(1 for event in events if event.pending)
+
+
+def _check_turns(ride: RideRow, events: Sequence[EventRow], findings: Findings) -> None:
+    """Each event is one of the table's and continues the one before it, with the same trip while that lives."""
+    state: str | None = None
+    trip_id: str | None = None
+    for event in events:
+        if not _follows(state, trip_id, event):
+            what = f"{event.type} of trip {event.trip_id} after {state} with trip {trip_id}"
+            findings.fault("event out of turn", f"ride {ride.ride_id}, version {event.version}: {what}")
+            return
+        state, trip_id = event.state, event.trip_id if event.state in _WITH_TRIP else None
+
+
+def _follows(state: str | None, trip_id: str | None, event: EventRow) -> bool:
+    if state is None:
+        return event.state in (RideState.SCHEDULED, RideState.SEARCHING) and event.trip_id is None
+    if (state, event.type, event.state) not in _STEPS:
+        return False
+    if trip_id is not None:
+        return event.trip_id == trip_id
+    return (event.trip_id is not None) == (event.state in _WITH_TRIP)
+
+
+def _check_in_time(trip: TripRow, deadline_ms: int, findings: Findings) -> None:
+    what = f"ride {trip.ride_id}, trip {trip.trip_id}"
+    if trip.matched_at_ms > deadline_ms + STATEMENT_GRACE_MS:
+        findings.fault("matched after its deadline", what)
+    if trip.accepted_at_ms is None:
+        return
+    if trip.accepted_at_ms > deadline_ms + STATEMENT_GRACE_MS:
+        findings.fault("accepted after its deadline", what)
+    is_over = trip.ended_at_ms is not None and trip.ended_at_ms < trip.accepted_at_ms
+    if is_over or trip.state in _UNACCEPTED_ENDS:
+        findings.fault("accepted after its end", f"{what} is {trip.state}")
+
+
+def _check_refusals(trips: Sequence[TripRow], records: Records, findings: Findings) -> None:
+    """Who refused a ride is not given it again; but an operator may do so by hand."""
+    refused: dict[str, set[str]] = defaultdict(set)
+    for trip in sorted(trips, key=lambda trip: (trip.matched_at_ms, trip.trip_id)):
+        if trip.driver_id in refused[trip.ride_id] and not _is_by_hand(trip, records.events.get(trip.ride_id, ())):
+            findings.fault("given to who refused it", f"ride {trip.ride_id}, trip {trip.trip_id}, {trip.driver_id}")
+        if trip.state in REFUSING_TRIP_STATES or trip.end_code in REFUSING_CODES:
+            refused[trip.ride_id].add(trip.driver_id)
+
+
+def _is_by_hand(trip: TripRow, events: Iterable[EventRow]) -> bool:
+    return any(event.trip_id == trip.trip_id and event.code == Code.OPERATOR_ASSIGNED for event in events)
 
 
 # The database against the clients
@@ -198,7 +240,9 @@ def compare(records: Records, ledger: Ledger, findings: Findings) -> None:
     for ride in records.rides.values():
         _check_request(ride, ledger, findings)
         _check_last_state(ride, ledger, findings)
-    _check_trips(records.trips_of_run(), ledger, findings)
+    for ride_id, followed in ledger.followed.items():
+        _check_heard(ride_id, followed, records.events.get(ride_id, ()), findings)
+    _check_trips(records, ledger, findings)
     _check_clients(ledger, findings)
 
 
@@ -226,80 +270,61 @@ def _check_last_state(ride: RideRow, ledger: Ledger, findings: Findings) -> None
         findings.notes["rides changed after they were read"] += 1
 
 
-def _check_trips(trips: Sequence[TripRow], ledger: Ledger, findings: Findings) -> None:
+def _check_heard(ride_id: str, followed: Followed, events: Sequence[EventRow], findings: Findings) -> None:
+    """What a rider was told happened is what happened."""
+    standing = {event.version: event for event in events}
+    for heard in followed.events:
+        event = standing.get(heard.version)
+        if event is None:
+            findings.fault("event lost", f"ride {ride_id}, version {heard.version}: {heard.type} was told")
+            continue
+        told = (heard.type, heard.state, heard.driver_id, heard.trip_id, heard.code, heard.actor)
+        if told != (event.type, event.state, event.driver_id, event.trip_id, event.code, event.actor):
+            findings.fault("event differs", f"ride {ride_id}, version {heard.version}: {heard.type} was told")
+
+
+def _check_trips(records: Records, ledger: Ledger, findings: Findings) -> None:
+    trips = records.trips_of_run()
     standing = {trip.trip_id: trip for trip in trips}
     for trip_id, seen in ledger.trips.items():
         trip = standing.get(trip_id)
-        if trip is None:
-            if seen.ride_id in ledger.acknowledged_rides:
-                findings.fault("trip lost", f"{trip_id} of ride {seen.ride_id} was told and does not stand")
-            continue
-        if (trip.ride_id, trip.driver_id) != (seen.ride_id, seen.driver_id):
-            findings.fault("trip differs", f"{trip_id} was told for {seen.ride_id} with {seen.driver_id}")
-        if seen.completed_at_s is not None and trip.state != TripState.COMPLETED:
-            findings.fault("completion lost", f"{trip_id} is {trip.state}")
-        if seen.started_at_s is not None and trip.state not in _CARRIED:
-            findings.fault("start lost", f"{trip_id} is {trip.state}")
+        if trip is not None:
+            _check_seen(trip, seen, findings)
+        elif seen.ride_id in ledger.acknowledged_rides:
+            findings.fault("trip lost", f"{trip_id} of ride {seen.ride_id} was told and does not stand")
     for trip in trips:
-        if trip.trip_id not in ledger.trips:
+        known = ledger.trips.get(trip.trip_id)
+        if known is not None:
+            _check_told(trip, known, records.now_ms, ledger, findings)
+        elif _is_read(records.rides[trip.ride_id], ledger):
             findings.fault("trip nobody heard of", f"{trip.trip_id} of ride {trip.ride_id}")
-    findings.notes["trips their driver was not told of"] += sum(
-        1 for trip in trips if trip.trip_id in ledger.trips and ledger.trips[trip.trip_id].told_at_s is None
-    )
+        else:
+            findings.notes["trips of rides not read to the end"] += 1
 
 
-# Reading it
+def _is_read(ride: RideRow, ledger: Ledger) -> bool:
+    """Whether the clients have read all that ever happened to this ride."""
+    seen = ledger.last_state.get(ride.ride_id)
+    return seen is not None and seen.version >= ride.version and ride.ride_id not in ledger.unread_histories
 
 
-def read_records(url: str, client_ids: Iterable[str]) -> Records:
-    """The rides of these clients, with all that belongs to them, in one read-only snapshot.
-
-    Takes the service's own URL (its asynchronous driver is replaced); blocks.
-    Raises sqlalchemy.exc.SQLAlchemyError when the database cannot be read.
-    """
-    engine = sa.create_engine(reading_url(url), poolclass=sa.NullPool)
-    try:
-        with engine.connect() as connection:
-            if engine.dialect.name != "sqlite":  # SQLite's read transaction is a snapshot anyway
-                connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                connection.rollback()
-                connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
-            return _read(connection, sorted(client_ids))
-    finally:
-        engine.dispose()
+def _check_seen(trip: TripRow, seen: SeenTrip, findings: Findings) -> None:
+    if (trip.ride_id, trip.driver_id) != (seen.ride_id, seen.driver_id):
+        findings.fault("trip differs", f"{trip.trip_id} was told for {seen.ride_id} with {seen.driver_id}")
+    for verb in seen.confirmed_at_s:
+        name, stands = _CONFIRMED[verb]
+        if not stands(trip):
+            findings.fault(name, f"{trip.trip_id} is {trip.state}")
+    if seen.told_end in _UNACCEPTED_ENDS and trip.accepted_at_ms is not None:
+        findings.fault("accepted after its end", f"{trip.trip_id} was told to be {seen.told_end} and is {trip.state}")
 
 
-def reading_url(url: str) -> sa.URL:
-    """The service's database URL with a blocking driver, and a SQLite file opened read-only."""
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        path = Path(parsed.database or "").resolve()
-        return sa.URL.create("sqlite+pysqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"})
-    return parsed.set(drivername="mysql+pymysql")
-
-
-def _read(connection: sa.Connection, client_ids: list[str]) -> Records:
-    rides, trips, events = tables.rides, tables.trips, tables.ride_events
-    is_mysql = connection.dialect.name != "sqlite"
-    # Exact names are VARBINARY there, and its driver wants bytes for them.
-    ours = rides.c.client_id.in_([each.encode() if is_mysql else each for each in client_ids])
-    now_ms = connection.scalar(sa.select(tables.now_ms()))
-    ride_rows = [RideRow(*row) for row in _select(connection, RideRow, rides, ours)]
-    since_ms = min((ride.requested_at_ms for ride in ride_rows), default=0)
-    recent = sa.or_(trips.c.matched_at_ms >= since_ms, trips.c.live == 1)
-    trip_rows = [TripRow(*row) for row in _select(connection, TripRow, trips, recent)]
-    of_ours = events.c.ride_id.in_(sa.select(rides.c.ride_id).where(ours))
-    by_ride: dict[str, list[EventRow]] = defaultdict(list)
-    for row in _select(connection, EventRow, events, of_ours):
-        event = EventRow(*row)
-        by_ride[event.ride_id].append(event)
-    return Records(int(now_ms or 0), {ride.ride_id: ride for ride in ride_rows}, trip_rows, by_ride)
-
-
-def _select(
-    connection: sa.Connection, kind: type[Any], table: sa.Table, where: sa.ColumnElement[bool]
-) -> Iterable[list[Any]]:
-    """The columns that `kind` names, in its order; MySQL gives exact names as bytes."""
-    columns = [table.c[name] for name in kind.__dataclass_fields__]
-    for row in connection.execute(sa.select(*columns).where(where)):
-        yield [value.decode() if isinstance(value, bytes) else value for value in row]
+def _check_told(trip: TripRow, seen: SeenTrip, now_ms: int, ledger: Ledger, findings: Findings) -> None:
+    """A driver is told of the trip that it has, as long as it is connected and the trip lives."""
+    if trip.accepted_at_ms is None or seen.told_at_s is not None:
+        return
+    until_ms = now_ms if trip.ended_at_ms is None else trip.ended_at_ms
+    if ledger.connected_ms(trip.driver_id, trip.accepted_at_ms, until_ms) > TOLD_GRACE_MS:
+        findings.fault("trip its driver was not told of", f"{trip.trip_id} of {trip.driver_id}")
+    else:
+        findings.notes["trips their driver was not told of"] += 1

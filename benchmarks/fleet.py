@@ -18,7 +18,8 @@ import aiohttp
 from api import schema
 from api.client import ApiError, DispatchClient, GaveUp
 from api.client_driver import DriverClient
-from benchmarks.drivers import Activity, Driver, FleetOptions
+from benchmarks.choices import FleetOptions
+from benchmarks.drivers import Activity, Driver
 from benchmarks.ledger import Ledger
 from geo.model import DriverId
 
@@ -44,7 +45,7 @@ class Fleet:
         self.options = options
         self.ledger = ledger
         self.drivers: dict[DriverId, Driver] = {}
-        self.serving = 0
+        self.busy = 0  # trips driven and offers thought over, by all drivers
         self.closing = False
         self._base_url = base_url
         self._session = session
@@ -128,16 +129,16 @@ class Fleet:
             await asyncio.sleep(BEAT_S)
 
     def began(self) -> None:
-        self.serving += 1
+        self.busy += 1
         self._idle.clear()
 
     def ended(self) -> None:
-        self.serving -= 1
-        if not self.serving:
+        self.busy -= 1
+        if not self.busy:
             self._idle.set()
 
     async def idle(self, within_s: float) -> bool:
-        """Waits until no driver serves a trip; False when `within_s` was not enough."""
+        """Waits until no driver serves a trip or thinks of an offer; False when `within_s` was not enough."""
         try:
             async with asyncio.timeout(within_s):
                 await self._idle.wait()
@@ -146,9 +147,9 @@ class Fleet:
         return True
 
     async def stop_serving(self, within_s: float) -> None:
-        """Trips stay where they are; commands under way are answered, or dropped after `within_s`."""
+        """Trips and offers stay where they are; commands under way are answered, or dropped after `within_s`."""
         self.closing = True
-        tasks = [task for driver in self.drivers.values() if (task := driver.stop_serving()) is not None]
+        tasks = [task for driver in self.drivers.values() for task in driver.stop_serving()]
         if not tasks:
             return
         _, late = await asyncio.wait(tasks, timeout=within_s)
@@ -178,6 +179,8 @@ class Fleet:
 
     def _add_up(self) -> None:
         self.ledger.positions_sent, self.ledger.positions_acked = self.positions()
+        for driver_id in self.drivers:
+            self.ledger.disconnected(driver_id, time.monotonic())
         self.ledger.reconnects = sum(max(0, driver.client.connects - 1) for driver in self.drivers.values())
 
     def positions(self) -> tuple[int, int]:
@@ -186,6 +189,4 @@ class Fleet:
         return sum(count.sent for count in counts), sum(count.acked for count in counts)
 
     def activities(self) -> Counter[Activity]:
-        return Counter(
-            driver.activity if driver.client.is_connected else Activity.OFFLINE for driver in self.drivers.values()
-        )
+        return Counter(driver.doing for driver in self.drivers.values())

@@ -20,22 +20,25 @@ import aiohttp
 from api import schema
 from api.auth import Role, make_token
 from api.client import ApiError, DispatchClient, GaveUp, Retry
+from benchmarks.choices import FleetOptions
 from benchmarks.cities import Start, Track, Wish
-from benchmarks.drivers import Driver, FleetOptions, TrackDriver
+from benchmarks.drivers import Driver
 from benchmarks.fleet import Fleet
 from benchmarks.ledger import Ledger
 from benchmarks.riders import Identity, RiderOptions, Riders
+from benchmarks.track_driver import TrackDriver
 from matcher.model import RideState
 
 TOKEN_TTL_S = 86_400.0
 PAGE_SIZE = 200
 HISTORIES_AT_ONCE = 16
-#: After the last request: so often it is asked whether any ride still searches.
-SEARCHING_EVERY_S = 1.0
+#: After the last request: so often it is asked whether any ride still waits for a driver.
+WAITING_EVERY_S = 1.0
 COMMANDS_END_S = 10.0
 #: A call with its repetitions, other than a ride request, which has a limit of its own.
 CALL_S_MAX = 20.0
-SEARCHING = RideState.SEARCHING.value
+#: Of rides that still want a driver, in this order: what goes to and fro meanwhile is hardly missed.
+WAITING_STATES = (RideState.OFFERED.value, RideState.SEARCHING.value, RideState.OFFERED.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class Play:
         self._rng = rng
         self._session = session
         self.identities = [self._identity(base_url, number) for number in range(options.clients)]
-        self.riders = Riders(self.identities, self.ledger, options.riders, rng, self.run_id)
+        riders_rng = random.Random(f"{options.seed}/riders")
+        self.riders = Riders(self.identities, self.ledger, options.riders, riders_rng, self.run_id)
         self.fleet = Fleet(
             base_url,
             session,
@@ -112,8 +116,9 @@ class Play:
             self.phase = "running out"
             await self._run_out()
             self.phase = "closing the books"
-            await self._give_up_searching()
+            await self._give_up_waiting()
             await self.fleet.stop_serving(COMMANDS_END_S)
+            await self._give_up_waiting()  # those whose drivers have refused or given them back meanwhile
             await self._read_states()
             for task in (beat, *later):
                 if task.done() and not task.cancelled():
@@ -188,24 +193,29 @@ class Play:
         await self.riders.answered(within_s)
 
     async def _run_out(self) -> None:
-        """Until no ride searches and no driver has a trip, at most `drain_s`; at once when stopped."""
+        """Until no ride wants a driver and no driver is busy with one, at most `drain_s`; at once when stopped."""
         stop_at = time.monotonic() + self.options.drain_s
         while not self.is_stopping and (left_s := stop_at - time.monotonic()) > 0:
-            if await self.fleet.idle(min(left_s, SEARCHING_EVERY_S)) and not await self._any_searching():
+            is_idle = await self.fleet.idle(min(left_s, WAITING_EVERY_S))
+            if is_idle and not await self._any_waiting() and not self.fleet.busy:
                 return
 
-    async def _any_searching(self) -> bool:
+    async def _any_waiting(self) -> bool:
         try:
-            pages = [await who.client.ride_page(state=SEARCHING, limit=1) for who in self.identities]
+            for who in self.identities:
+                for state in WAITING_STATES:
+                    if (await who.client.ride_page(state=state, limit=1)).items:
+                        return True
         except (ApiError, GaveUp) as error:
             self._note("listing rides", error)
             return True
-        return any(page.items for page in pages)
+        return False
 
-    async def _give_up_searching(self) -> None:
+    async def _give_up_waiting(self) -> None:
         """Riders still without a driver go home, so that nothing changes while states are read."""
-        for who, ride in await self._all_rides(SEARCHING):
-            await self.riders.cancel(who.client, ride.id)
+        for state in WAITING_STATES:
+            for who, ride in await self._all_rides(state):
+                await self.riders.cancel(who.client, ride.id)
 
     async def _all_rides(self, state: str | None = None) -> list[tuple[Identity, schema.RideOut]]:
         """Where the service cannot be asked any more, the rest is not asked either: the ledger says so."""
@@ -244,6 +254,7 @@ class Play:
                                 break
             except (ApiError, GaveUp, TimeoutError) as error:
                 self._note("reading a history", error)
+                self.ledger.unread_histories.add(ride.id)
         self.ledger.read_history(events)
 
     # Who they are

@@ -6,6 +6,15 @@ their recorded tracks say. With `--speed S` everything recorded runs S times
 faster: the rides' deadlines are sent accordingly, and drivers drive S times
 faster, so the service's limit of plausible speed must allow for it
 (HEXHAIL_MAX_SPEED_MPS above driver speed times S).
+
+Whether drivers are asked is the service's setting, not this command's: set
+assign = "offer" for the market, in the TOML file of hexhail serve --config, or as
+  HEXHAIL_MARKETS='[{"id": "new-york", "center_lat": 40.75, "center_lon": -73.98,
+                     "radius_m": 30000, "assign": "offer", "offer_ttl_s": 2}]'
+The market's own limits (offer_ttl_s, lost_grace_s, no_show_after_s, ...) are
+seconds on the wall and do not run S times faster: set them S times shorter, but
+leave an offer the seconds that a busy machine needs to show it to its driver.
+Where drivers are assigned at once, the options about offers mean nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +32,8 @@ from rich.console import Console
 from api.client import DispatchClient, new_session
 from benchmarks import recorded, running, summary
 from benchmarks.arguments import not_negative, positive, positive_int, share
+from benchmarks.choices import FleetOptions
 from benchmarks.cities import Start, Track
-from benchmarks.drivers import FleetOptions
 from benchmarks.play import City, Play, PlayOptions
 from benchmarks.recorded import RecordsError, Rejects
 from benchmarks.riders import RiderOptions
@@ -38,6 +47,12 @@ from geo.model import LatLng
 DRIVER_SPEED_MPS = 4.0
 DEADLINE_S = 600.0
 BOARDING_S = 20.0
+#: Of what drivers and riders may do, as recorded seconds.
+ANSWER_S = 5.0
+LOST_S = 60.0
+CANCEL_AFTER_S = 120.0
+ONLINE_S = 1_800.0
+REST_S = 300.0
 #: However fast the record runs, a phone does not report more often than this in a run of thousands.
 POSITION_INTERVAL_S_MIN = 2.0
 TRACK_SEATS = 4
@@ -52,6 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = summary.__doc__
     _configure_records(parser)
     _configure_run(parser)
+    _configure_behaviour(parser)
     _configure_service(parser)
 
 
@@ -102,6 +118,31 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 
+def _configure_behaviour(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "what drivers and riders do (shares from 0 to 1, all 0 if not given; times in recorded seconds)"
+    )
+
+    def share_of(option: str, name: str, what: str) -> None:
+        group.add_argument(option, dest=name, type=share, default=0.0, metavar="SHARE", help=what)
+
+    def seconds(option: str, default: float, what: str) -> None:
+        group.add_argument(option, type=not_negative, default=default, metavar="S", help=f"{what} ({default:g})")
+
+    seconds("--accept-s", ANSWER_S, "until an offer is answered, on average")
+    share_of("--decline", "decline_share", "of offers that are declined")
+    share_of("--ignore", "ignore_share", "of offers that nobody answers; of the rest, all are accepted")
+    share_of("--lose", "lose_share", "of offers, and of trips, during which the driver's network is lost")
+    seconds("--lost-s", LOST_S, "that a lost network stays away, about")
+    share_of("--cancel-drivers", "cancel_drivers", "of trips that the driver gives back on the way to the pickup")
+    share_of("--no-show", "no_show_share", "of trips for whose pickup nobody comes")
+    share_of("--cancel-riders", "cancel_riders", "of rides that the rider cancels")
+    seconds("--cancel-after-s", CANCEL_AFTER_S, "within which a rider who cancels does so")
+    share_of("--break", "break_share", "of drivers who go on a break now and then")
+    seconds("--online-s", ONLINE_S, "between the breaks of such a driver, on average")
+    seconds("--rest-s", REST_S, "that a break takes, about; who is paused for missed offers rests as long")
+
+
 def _configure_service(parser: argparse.ArgumentParser) -> None:
     service = parser.add_argument_group("the service (the same settings as hexhail serve, from the environment)")
     service.add_argument("--url", help="where it listens (default: as HEXHAIL_HOST and HEXHAIL_PORT say)")
@@ -116,14 +157,20 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=args.json)
     rejects = Rejects()
     try:
+        if args.decline_share + args.ignore_share > 1.0:
+            raise Unusable("--decline and --ignore are shares of the same offers: together they must not exceed 1")
         settings = _settings(args)
         city = read_city(args, rejects)
         return running.run(_replay(args, settings, city, rejects, console))
-    except (RecordsError, NotReady, summary.AuditFailed) as error:
+    except (RecordsError, Unusable, NotReady, summary.AuditFailed) as error:
         print(f"hexhail: {error}", file=sys.stderr)
         return EXIT_AUDIT_FAILED if isinstance(error, summary.AuditFailed) else EXIT_UNUSABLE
     except (KeyboardInterrupt, asyncio.CancelledError):
         return running.EXIT_INTERRUPTED
+
+
+class Unusable(Exception):
+    """What was asked for cannot be; the text says why."""
 
 
 class NotReady(Exception):
@@ -245,21 +292,41 @@ def _introduce(
 
 
 def play_options(args: argparse.Namespace) -> PlayOptions:
-    speed = args.speed
     return PlayOptions(
-        speed=speed,
+        speed=args.speed,
         seed=args.seed,
         drain_s=args.drain_s,
         clients=args.clients,
         name="replay",
-        fleet=FleetOptions(
-            speed_mps=args.driver_speed_mps * speed,
-            position_interval_s=args.position_interval or max(POSITION_INTERVAL_S_MIN, 4.0 / speed),
-            parked_interval_s=args.parked_interval,
-            boarding_s=args.boarding_s / speed,
-            market=args.market,
+        fleet=_fleet_options(args),
+        riders=RiderOptions(
+            deadline_s=args.deadline_s / args.speed,
+            follow_share=args.follow,
+            cancel_share=args.cancel_riders,
+            cancel_after_s=args.cancel_after_s / args.speed,
+            answer_s=ANSWER_S_MAX,
         ),
-        riders=RiderOptions(deadline_s=args.deadline_s / speed, follow_share=args.follow, answer_s=ANSWER_S_MAX),
+    )
+
+
+def _fleet_options(args: argparse.Namespace) -> FleetOptions:
+    speed = args.speed
+    return FleetOptions(
+        speed_mps=args.driver_speed_mps * speed,
+        position_interval_s=args.position_interval or max(POSITION_INTERVAL_S_MIN, 4.0 / speed),
+        parked_interval_s=args.parked_interval,
+        boarding_s=args.boarding_s / speed,
+        answer_s=args.accept_s / speed,
+        decline_share=args.decline_share,
+        ignore_share=args.ignore_share,
+        lose_share=args.lose_share,
+        lost_s=args.lost_s / speed,
+        cancel_share=args.cancel_drivers,
+        no_show_share=args.no_show_share,
+        break_share=args.break_share,
+        online_s=args.online_s / speed,
+        rest_s=args.rest_s / speed,
+        market=args.market,
     )
 
 

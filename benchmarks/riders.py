@@ -2,7 +2,8 @@
 
 Open loop: a rider comes when its time has come, however slow the service is;
 how late the requests really went out is measured. Some riders follow their
-ride's event stream, some cancel. All of it goes into the ledger.
+ride's event stream, some cancel; who does is drawn in the order in which they come.
+All of it goes into the ledger.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ class Identity:
     client: DispatchClient
 
 
+@dataclass(frozen=True, slots=True)
+class RiderChoice:
+    """`cancels_after_s` None: not at all."""
+
+    follows: bool
+    cancels_after_s: float | None
+
+
 class Riders:
     """All riders of a run. `run` ends when the wishes do; those who follow or cancel go on until `close`."""
 
@@ -70,7 +79,8 @@ class Riders:
                 await asyncio.sleep(wait_s)
             await self._places.acquire()  # given back when the request has ended
             self.lateness_s.append(max(0.0, time.monotonic() - due_s))
-            self._spawn(self._asking, self._ask(number, wish)).add_done_callback(lambda _: self._places.release())
+            asking = self._spawn(self._asking, self._ask(number, wish, self._choose()))
+            asking.add_done_callback(lambda _: self._places.release())
         if self._asking:
             await asyncio.wait(self._asking)
         self.finished = True
@@ -81,7 +91,13 @@ class Riders:
         task.add_done_callback(tasks.discard)
         return task
 
-    async def _ask(self, number: int, wish: Wish) -> None:
+    def _choose(self) -> RiderChoice:
+        rng, options = self._rng, self.options
+        follows, cancels = rng.random() < options.follow_share, rng.random() < options.cancel_share
+        after_s = rng.uniform(0.0, options.cancel_after_s)
+        return RiderChoice(follows, after_s if cancels else None)
+
+    async def _ask(self, number: int, wish: Wish, choice: RiderChoice) -> None:
         key = f"{self._run_id}-{number:06d}"
         who = self.identities[number % len(self.identities)]
         request = schema.RideRequest(
@@ -103,13 +119,13 @@ class Riders:
                 self._ledger.refused(key, "gave up", time.monotonic())
         else:
             self._ledger.acknowledged(key, answer.ride.id, time.monotonic())
-            self._go_on(who.client, answer.ride.id)
+            self._go_on(who.client, answer.ride.id, choice)
 
-    def _go_on(self, client: DispatchClient, ride_id: str) -> None:
-        if self._rng.random() < self.options.follow_share:
+    def _go_on(self, client: DispatchClient, ride_id: str, choice: RiderChoice) -> None:
+        if choice.follows:
             self._spawn(self._following, self._follow(client, ride_id))
-        if self._rng.random() < self.options.cancel_share:
-            self._spawn(self._following, self._cancel_later(client, ride_id))
+        if choice.cancels_after_s is not None:
+            self._spawn(self._following, self._cancel_later(client, ride_id, choice.cancels_after_s))
 
     async def _follow(self, client: DispatchClient, ride_id: str) -> None:
         try:
@@ -117,11 +133,12 @@ class Riders:
                 async for event in events:
                     if isinstance(event, schema.EventOut):
                         self._ledger.heard_event(event, time.monotonic())
+            self._ledger.follow_ended(ride_id)
         except (ApiError, GaveUp) as error:
             self._ledger.errors[f"following a ride: {type(error).__name__}"] += 1
 
-    async def _cancel_later(self, client: DispatchClient, ride_id: str) -> None:
-        await asyncio.sleep(self._rng.uniform(0.0, self.options.cancel_after_s))
+    async def _cancel_later(self, client: DispatchClient, ride_id: str, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         await self.cancel(client, ride_id)
 
     async def cancel(self, client: DispatchClient, ride_id: str) -> None:

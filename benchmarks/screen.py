@@ -34,8 +34,8 @@ class Figures:
     requested: int
     acknowledged: int
     waiting: int
+    offered: int
     matched: int
-    serving: int
     to_match_p50_s: float | None
     pickup_p50_s: float | None
     positions_per_s: float
@@ -62,8 +62,8 @@ class Watcher:
             requested=len(ledger.requests),
             acknowledged=acknowledged,
             waiting=waiting,
+            offered=len(ledger.offered_at_s),
             matched=len(ledger.matched_at_s),
-            serving=play.fleet.serving,
             to_match_p50_s=percentile(ledger.request_to_match_s()[-RECENT:], 0.5),
             pickup_p50_s=percentile(ledger.pickup_s[-RECENT:], 0.5),
             positions_per_s=(sent - before) / (now_s - then_s) if now_s > then_s else 0.0,
@@ -110,9 +110,10 @@ async def show(play: Play, console: Console, *, title: str) -> None:
 
 def line(figures: Figures) -> str:
     drivers = ", ".join(f"{figures.drivers[each]} {each.value}" for each in Activity)
+    offered = f"{figures.offered} offered, " if figures.offered else ""
     return (
         f"{figures.elapsed_s:6.0f} s  {figures.phase}: {figures.requested} requested, {figures.waiting} waiting, "
-        f"{figures.matched} matched (p50 {_seconds(figures.to_match_p50_s)}), "
+        f"{offered}{figures.matched} matched (p50 {_seconds(figures.to_match_p50_s)}), "
         f"{figures.positions_per_s:.0f} positions/s; drivers: {drivers}"
     )
 
@@ -136,9 +137,11 @@ def _picture(title: str, figures: Figures, progress: Progress | None) -> Rendera
         ("waiting", str(figures.waiting)),
         ("requested", str(figures.requested)),
         ("acknowledged", str(figures.acknowledged)),
+        ("offered to drivers", str(figures.offered)),
         ("matched", str(figures.matched)),
         ("request to match, p50", _seconds(figures.to_match_p50_s)),
         ("match to pickup, p50", _seconds(figures.pickup_p50_s)),
+        ("errors", str(figures.errors)),
     ]
     right = [(each.value, str(figures.drivers[each])) for each in Activity]
     right.append(("positions/s", f"{figures.positions_per_s:.0f}"))

@@ -9,19 +9,16 @@ and knows nothing of how it is used.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-#: One closed line of (longitude, latitude), the order of GeoJSON.
-Ring = tuple[tuple[float, float], ...]
+from config.geojson import Latitude, Longitude, check_one_area, read_geojson
+from config.zones import ZoneSettings, check_ids_differ
 
-GEOJSON_BYTES_MAX = 4 * 1024 * 1024
 ADAPTIVE: Final = "adaptive"
 WINDOW_S_MAX: Final = 60.0
 #: A limit of pickups that grows does so by eighths of itself, and to four times itself at most.
@@ -33,8 +30,6 @@ _PROFILES: Final = {"osrm": "driving", "valhalla": "auto"}
 MarketName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,30}[a-z0-9])?$")]
 ClassName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,12}$")]
 TagName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,23}$")]
-Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
-Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: Some 115 days; dearer, and the sums of costs were no longer exact.
@@ -81,6 +76,26 @@ class MarketSettings(BaseModel):
     idle_bonus_s_max: CostSeconds = 300.0
     refusal_s: CostSeconds = 0.0
 
+    # Whether drivers are asked, and what becomes of their trips
+    assign: Literal["auto", "offer"] = "auto"
+    offer_ttl_s: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 15.0
+    lost_grace_s: CostSeconds = 8.0  # of a lost socket on which an offer was shown
+    missed_offers_max: Annotated[int, Field(ge=1, le=1000)] = 3  # in a row; then the driver is paused
+    no_show_after_s: CostSeconds = 300.0
+    retry_s: CostSeconds = 180.0  # that a ride may search on at least whose driver is taken from it
+    chain_within_s: CostSeconds = 0.0  # 0: nobody gets a next ride before the present one has ended
+    chain_late_s: CostSeconds = 300.0
+    stall_after_s: CostSeconds = 600.0  # 0: nobody is replaced for not coming nearer
+    stall_m: NotNegative = 200.0
+
+    # Rides for later
+    schedule_lead_s: CostSeconds = 900.0
+    schedule_ahead_s: CostSeconds = 604_800.0  # a week; 0: none is taken
+    guarantee_s: CostSeconds = 300.0
+
+    # Places where drivers queue
+    zones: Annotated[tuple[ZoneSettings, ...], Field(max_length=64)] = ()
+
     # What the way takes
     travel: Literal["straight", "roads", "osrm", "valhalla"] = "straight"
     travel_url: Annotated[str | None, Field(repr=False)] = None
@@ -117,18 +132,11 @@ class MarketSettings(BaseModel):
     @field_validator("geojson", mode="after")
     @classmethod
     def _read_geojson(cls, value: str | dict[str, Any] | None) -> dict[str, Any] | None:
-        geometry = read_geojson_file(value) if isinstance(value, str) else value
-        if geometry is not None:
-            rings_of(geometry)
-        return geometry
+        return read_geojson(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        circle = (self.center_lat, self.center_lon, self.radius_m)
-        if self.geojson is not None and any(part is not None for part in circle):
-            raise ValueError("give either geojson or center_lat, center_lon and radius_m, not both")
-        if self.geojson is None and any(part is None for part in circle):
-            raise ValueError("the area is missing: give center_lat, center_lon and radius_m, or geojson")
+        check_one_area(self.geojson, self.center_lat, self.center_lon, self.radius_m)
         if self.deadline_s > self.deadline_max_s:
             raise ValueError(f"deadline_s ({self.deadline_s:g}) is above deadline_max_s ({self.deadline_max_s:g})")
         if self.unmatched_base_s is not None and self.unmatched_base_s <= self.max_pickup_s:
@@ -141,8 +149,10 @@ class MarketSettings(BaseModel):
             raise ValueError("a class is named twice in classes")
         if len(set(self.tags)) != len(self.tags):
             raise ValueError("a tag is named twice in tags")
+        check_ids_differ(self.zones)
         self._check_pickup()
         self._check_downgrades()
+        self._check_life()
         self._check_window()
         self._check_travel()
         return self
@@ -167,6 +177,11 @@ class MarketSettings(BaseModel):
                     raise ValueError(f"downgrades: {name!r} is none of the classes {', '.join(self.classes)}")
             if better in lesser:
                 raise ValueError(f"downgrades: {better} to {better} is no downgrade, a class serves its own anyway")
+
+    def _check_life(self) -> None:
+        self._refuse_unused(self.asks_drivers, 'assign = "offer"', "offer_ttl_s")
+        self._refuse_unused(self.chain_within_s > 0.0, "chain_within_s", "chain_late_s")
+        self._refuse_unused(self.stall_after_s > 0.0, "stall_after_s", "stall_m")
 
     def _check_window(self) -> None:
         self._refuse_unused(self.is_adaptive, f'window_s = "{ADAPTIVE}"', "window_s_min", "window_s_max")
@@ -197,6 +212,11 @@ class MarketSettings(BaseModel):
     def is_adaptive(self) -> bool:
         """Whether the window's length follows supply and demand, from `window_s_min` to `window_s_max`."""
         return self.window_s == ADAPTIVE
+
+    @property
+    def asks_drivers(self) -> bool:
+        """Whether a driver is offered a ride and answers, rather than assigned at once."""
+        return self.assign == "offer"
 
     @property
     def has_ways(self) -> bool:
@@ -241,72 +261,3 @@ def check_readable(path: str) -> None:
             file.read(1)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-
-
-def read_geojson_file(path: str) -> dict[str, Any]:
-    """The GeoJSON object in a file. Raises ValueError with what is wrong with it."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(f"cannot read {path}: {reason}") from None
-    if len(text) > GEOJSON_BYTES_MAX:
-        raise ValueError(f"{path} is larger than {GEOJSON_BYTES_MAX // 1024 // 1024} MiB")
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a GeoJSON object")
-    return value
-
-
-def rings_of(geojson: Mapping[str, Any]) -> tuple[Ring, ...]:
-    """All rings of a Polygon, MultiPolygon, Feature or FeatureCollection (RFC 7946). Raises ValueError."""
-    kind = geojson.get("type")
-    if kind == "FeatureCollection":
-        features = geojson.get("features")
-        if not isinstance(features, list) or not features:
-            raise ValueError("the FeatureCollection has no features")
-        return tuple(ring for feature in features for ring in rings_of(_object(feature)))
-    if kind == "Feature":
-        return rings_of(_object(geojson.get("geometry")))
-    if kind == "Polygon":
-        return _polygon(geojson.get("coordinates"))
-    if kind == "MultiPolygon":
-        return tuple(ring for polygon in _list(geojson.get("coordinates")) for ring in _polygon(polygon))
-    raise ValueError(f"an area is a Polygon or a MultiPolygon, not {kind!r}")
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a GeoJSON object is missing")
-    return value
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("coordinates are missing or empty")
-    return value
-
-
-def _polygon(coordinates: object) -> tuple[Ring, ...]:
-    return tuple(_ring(ring) for ring in _list(coordinates))
-
-
-def _ring(points: object) -> Ring:
-    ring = tuple(_point(point) for point in _list(points))
-    if len(ring) < 4 or ring[0] != ring[-1]:
-        raise ValueError("a ring needs at least four points and ends where it starts")
-    return ring
-
-
-def _point(point: object) -> tuple[float, float]:
-    if not isinstance(point, list) or len(point) < 2:
-        raise ValueError(f"{point!r} is no [longitude, latitude]")
-    lon, lat = point[:2]
-    for value, limit, name in ((lon, 360.0, "longitude"), (lat, 90.0, "latitude")):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or abs(value) > limit:
-            raise ValueError(f"{value!r} is no {name}: GeoJSON writes [longitude, latitude]")
-    return float(lon), float(lat)

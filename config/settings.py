@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     batches_kept: Annotated[int, Field(ge=1, le=100_000)] = 500
     batch_inputs_kept: Annotated[int, Field(ge=0, le=100)] = 8
 
+    # Webhooks: attempts before an event is given up, and events of one client that may wait (beyond it the oldest are)
+    webhook_attempts_max: Annotated[int, Field(ge=1, le=100)] = 12
+    webhook_backlog_max: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000
+    webhook_private_hosts: bool = False  # may be sent to addresses of private networks and of this machine
+
     # Time-outs and pools
     drain_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
     lease_s: Annotated[float, Field(ge=1, le=300, allow_inf_nan=False)] = 5.0
@@ -252,11 +257,23 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from None
-    for market in said.get("markets", []) if isinstance(said.get("markets"), list) else []:
-        for name in MARKET_PATHS if isinstance(market, dict) else ():
-            if isinstance(market.get(name), str):
-                market[name] = str(path.parent / market[name])
+    for market in _tables(said, "markets"):
+        _look_up_beside(path, market, *MARKET_PATHS)
+        for zone in _tables(market, "zones"):
+            _look_up_beside(path, zone, "geojson")
     return said
+
+
+def _tables(said: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The tables of this list; what is something else is refused later."""
+    found = said.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _look_up_beside(path: Path, table: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if isinstance(table.get(name), str):
+            table[name] = str(path.parent / table[name])
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:

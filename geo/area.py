@@ -14,7 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from geo.distance import EARTH_RADIUS_M, between_m
+import numpy as np
+import numpy.typing as npt
+
+from geo.distance import EARTH_RADIUS_M, between_m, distance_m
 from geo.model import LatLng
 
 #: South, west, north, east in degrees; west is above east where the antimeridian lies between (RFC 7946, 5.2).
@@ -22,6 +25,8 @@ Bbox = tuple[float, float, float, float]
 Ring = Sequence[LatLng]
 #: A ring as (longitude, latitude), made continuous: its longitudes may pass 180.
 _Line = tuple[tuple[float, float], ...]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 GEOJSON_DEPTH_MAX: Final = 8
 _GLOBE: Final = (-90.0, -180.0, 90.0, 180.0)
@@ -43,6 +48,10 @@ class Circle:
 
     def contains(self, lat: float, lon: float) -> bool:
         return between_m(self.center, LatLng(lat, lon)) <= self.radius_m
+
+    def contains_each(self, lats: Floats, lons: Floats) -> Bools:
+        """The same of many points on earth at once, shape (points,)."""
+        return distance_m(self.center.lat, self.center.lon, lats, lons) <= self.radius_m
 
     @property
     def bbox(self) -> Bbox:
@@ -78,6 +87,16 @@ class Polygon:
         point = LatLng(lat, lon)
         is_inside = sum(_crossings(line, point.lat, point.lon) for line in self._lines) % 2 == 1
         return is_inside or any(other.contains(lat, lon) for other in self.others)
+
+    def contains_each(self, lats: Floats, lons: Floats) -> Bools:
+        """The same of many points on earth at once, shape (points,)."""
+        crossings = np.zeros(len(lats), dtype=np.int64)
+        for line in self._lines:
+            crossings += _crossings_each(line, lats, lons)
+        is_inside: Bools = crossings % 2 == 1
+        for other in self.others:
+            is_inside |= other.contains_each(lats, lons)
+        return is_inside
 
     @property
     def bbox(self) -> Bbox:
@@ -183,6 +202,40 @@ def _crossings(line: _Line, lat: float, lon: float) -> int:
         if (lat1 > lat) != (lat2 > lat) and lon < lon1 + (lat - lat1) / (lat2 - lat1) * (lon2 - lon1):
             crossings += 1
     return crossings
+
+
+def _crossings_each(line: _Line, lats: Floats, lons: Floats) -> npt.NDArray[np.int64]:
+    """The same of many points, edge by edge."""
+    west = min(each for each, _ in line)
+    while (before := lons < west).any():
+        lons = np.where(before, lons + 360.0, lons)
+    while (beyond := lons >= west + 360.0).any():
+        lons = np.where(beyond, lons - 360.0, lons)
+    crossings = np.zeros(len(lats), dtype=np.int64)
+    for (lon1, lat1), (lon2, lat2) in zip(line, (*line[1:], line[0]), strict=True):
+        if lat1 != lat2:
+            spans = (lat1 > lats) != (lat2 > lats)
+            crossings += spans & (lons < lon1 + (lats - lat1) / (lat2 - lat1) * (lon2 - lon1))
+    return crossings
+
+
+def in_box(box: Bbox, lats: Floats, lons: Floats) -> Bools:
+    """Which points lie within the box, its rim included; shape (points,)."""
+    south, west, north, east = box
+    beside = (lons >= west) & (lons <= east) if west <= east else (lons >= west) | (lons <= east)
+    return beside & (lats >= south) & (lats <= north)
+
+
+def boxes_meet(one: Bbox, other: Bbox) -> bool:
+    """Whether two boxes have a point in common."""
+    if one[0] > other[2] or other[0] > one[2]:
+        return False
+    return (other[1] - one[1]) % 360.0 <= _span(one) or (one[1] - other[1]) % 360.0 <= _span(other)
+
+
+def _span(box: Bbox) -> float:
+    """How many degrees of longitude it spans."""
+    return box[3] - box[1] if box[3] >= box[1] else box[3] - box[1] + 360.0
 
 
 def _width(line: _Line) -> float:

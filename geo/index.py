@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geo.answers import Candidates, candidates_of, fix_of, nearby_of, nearest_pairs, no_candidates
+from geo.area import Bbox, in_box
 from geo.buckets import Buckets
 from geo.cells import cell_of
 from geo.distance import distance_m, sphere_point_m, sphere_points_m
@@ -32,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 EVERYONE: Final = Where()
+AVAILABLE: Final = Where(seats_min=0)
 EXTRA_FOR_EXCLUDED: Final = 8
 
 __all__ = ["Candidates", "DriverIndex"]
@@ -238,6 +240,16 @@ class DriverIndex:
             stale_lat=stale["lat"].copy(),
             stale_lon=stale["lon"].copy(),
         )
+
+    def available_in(self, box: Bbox, now_ms: int) -> tuple[list[DriverId], Floats, Floats]:
+        """Everyone fresh and available within the box, in any order, with latitudes and longitudes."""
+        if not len(self):
+            return [], np.empty(0), np.empty(0)
+        held, kind = self._table.held, self._table.kind
+        chosen = (held["fix_ms"] >= now_ms - self._stale_after_ms) & in_box(box, held["lat"], held["lon"])
+        slots = np.flatnonzero(chosen)
+        slots = slots[self._table.suitable(AVAILABLE)[kind[slots]]]
+        return self._table.ids_at(slots.tolist()), held["lat"][slots], held["lon"][slots]
 
     def expire(self, now_ms: int, after_ms: int, *, limit: int = 1000) -> list[Removal]:
         """Removals to publish for drivers whose fix is older than `after_ms`, the oldest `limit` of them.

@@ -4,8 +4,10 @@ What happened stands in the store; a hint only says where to look. Each process
 reads what its own listeners miss: one query for all of them, after a hint, after
 a `Resync` (hints may have been lost), and every few seconds in any case. Rows
 whose announcement was lost with the process that committed them are relayed by
-whoever finds them. So nothing depends on a hint arriving (P9), and no queue is
-unbounded (P10): a hint for which there is no room is relayed later.
+whoever finds them. A driver's session hears of its driver's own row the same way,
+without the relay: its version is compared with the others. So nothing depends on
+a hint arriving (P9), and no queue is unbounded (P10): a hint for which there is no
+room is relayed later.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from geo.model import DriverId, MarketId
 from matcher.errors import StoreUnavailable
 from matcher.hints import Hints, HintsUnavailable, Resync
 from matcher.listeners import Closed, DriverListener, RideListener, ended_view, has_moved_on
-from matcher.model import Hint, Ride, RideEvent, RideId, TripId
+from matcher.model import NO_RIDE, Driver, Hint, Ride, RideEvent, RideId, TripId
+from matcher.said import Said
 
 log = logging.getLogger(__name__)
 Key = TypeVar("Key")
@@ -43,6 +46,10 @@ class EventStore(Protocol):
     async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]: ...
 
     async def live_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, dict[TripId, int]]: ...
+
+    async def drivers(self, driver_ids: Sequence[DriverId]) -> list[Driver]: ...
+
+    async def driver_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, int]: ...
 
     async def events_after(self, known: Mapping[RideId, int], *, limit: int) -> list[RideEvent]: ...
 
@@ -118,7 +125,9 @@ class Announcer:
         self._hinted: dict[DriverId, dict[RideId, int]] = {}  # versions that drivers here may have to be told of
         self._due_rides: _Due[RideId] = _Due()
         self._due_drivers: _Due[DriverId] = _Due()
+        self._due_rows: _Due[DriverId] = _Due()
         self._closed = False
+        self._said = Said()
         self.stats = AnnouncerStats()
 
     def announce(self, hints: Sequence[Hint]) -> None:
@@ -150,9 +159,17 @@ class Announcer:
                 del self._rides[ride_id]
 
     @contextmanager
-    def driver_listener(self, driver_id: DriverId, callback: Callable[[Ride], None]) -> Iterator[DriverListener]:
-        """Calls back with every live trip of this driver, now and whenever it changes, its end included."""
-        listener = DriverListener(driver_id, callback)
+    def driver_listener(
+        self,
+        driver_id: DriverId,
+        callback: Callable[[Ride], None],
+        on_row: Callable[[Driver], None] = lambda driver: None,
+    ) -> Iterator[DriverListener]:
+        """Calls back with every live trip of this driver, now and whenever it changes, its end included.
+
+        `on_row` gets the driver's row when it is newer than what the listener was told of it.
+        """
+        listener = DriverListener(driver_id, callback, on_row)
         listeners = self._drivers.setdefault(driver_id, set())
         listeners.add(listener)
         self._due_drivers.add((driver_id,))
@@ -180,6 +197,7 @@ class Announcer:
             self._send_outgoing,
             lambda: self._read_due(self._due_rides, self._read_rides),
             lambda: self._read_due(self._due_drivers, self._read_drivers),
+            lambda: self._read_due(self._due_rows, self._read_rows),
             self._backstop,
             self._relay,
         )
@@ -205,7 +223,8 @@ class Announcer:
                 await loop()
             except (StoreUnavailable, HintsUnavailable) as fault:
                 self.stats.faults += 1
-                log.info("the announcer waits: %s", fault)
+                if self._said.is_news(str(fault)):
+                    log.info("the announcer waits: %s", fault)
             except Exception:  # logged and counted; the loop goes on, or listeners starve
                 self.stats.faults += 1
                 log.exception("the announcer stumbled")
@@ -213,12 +232,19 @@ class Announcer:
 
     def _note(self, hint: Hint) -> None:
         """Marks what this hint makes worth reading; cheap when nobody here listens."""
+        if hint.ride_id == NO_RIDE and hint.driver_id is not None:
+            self._note_row(hint.driver_id, hint.version)
+            return
         if any(listener.version < hint.version for listener in self._rides.get(hint.ride_id, ())):
             self._due_rides.add((hint.ride_id,))
         if hint.driver_id is not None:
             self._note_for_driver(hint.driver_id, hint)
         for callback in tuple(self._markets.get(hint.market, ())):
             callback()
+
+    def _note_row(self, driver_id: DriverId, version: int) -> None:
+        if any(listener.row_version < version for listener in self._drivers.get(driver_id, ())):
+            self._due_rows.add((driver_id,))
 
     def _note_for_driver(self, driver_id: DriverId, hint: Hint) -> None:
         if all(listener.knows(hint.ride_id, hint.version) for listener in self._drivers.get(driver_id, ())):
@@ -233,6 +259,7 @@ class Announcer:
                 self.stats.resyncs += 1
                 self._due_rides.add(self._rides.keys())
                 self._due_drivers.add(self._drivers.keys())
+                self._due_rows.add(self._drivers.keys())
             else:
                 self._note(item)
 
@@ -253,18 +280,32 @@ class Announcer:
 
     async def _tell(self, hints: Sequence[Hint]) -> None:
         await self._hints.publish(hints)
-        await self._store.mark_announced(hints)
+        of_rides = [hint for hint in hints if hint.ride_id != NO_RIDE]
+        if of_rides:
+            await self._store.mark_announced(of_rides)
 
     async def _relay(self) -> None:
         while True:
             await asyncio.sleep(self._relay_s * random.uniform(0.75, 1.25))
-            full = True
-            while full:
-                hints = await self._store.unannounced(None, older_than_ms=self._relay_after_ms, limit=HINTS_MAX)
-                if hints:
-                    await self._tell(hints)
-                    self.stats.relayed += len(hints)
-                full = len(hints) == HINTS_MAX
+            try:
+                await self._for_unannounced(self._relay_after_ms, self._tell_again)
+            except HintsUnavailable:
+                # Every listener has compared versions by then. What hangs on the mark, webhooks, waits for no hint.
+                unheard_ms = self._relay_after_ms + round(2000 * self._backstop_s)
+                await self._for_unannounced(unheard_ms, self._store.mark_announced)
+                raise
+
+    async def _for_unannounced(self, older_than_ms: int, do: Callable[[Sequence[Hint]], Awaitable[None]]) -> None:
+        full = True
+        while full:
+            hints = await self._store.unannounced(None, older_than_ms=older_than_ms, limit=HINTS_MAX)
+            if hints:
+                await do(hints)
+            full = len(hints) == HINTS_MAX
+
+    async def _tell_again(self, hints: Sequence[Hint]) -> None:
+        await self._tell(hints)
+        self.stats.relayed += len(hints)
 
     async def _backstop(self) -> None:
         """Compares versions of everything listened for once a round, a slice at a time, and reads what differs."""
@@ -275,6 +316,7 @@ class Announcer:
                 await asyncio.sleep(max(self._backstop_s / slices, 0.05))
                 part = slice(number * READ_MAX, (number + 1) * READ_MAX)
                 await self._check_drivers(drivers[part])
+                await self._check_rows(drivers[part])
                 await self._check_versions(rides[part])
 
     async def _check_drivers(self, drivers: Sequence[DriverId]) -> None:
@@ -285,6 +327,12 @@ class Announcer:
             versions = live.get(driver_id, {})
             if not all(listener.is_current(versions) for listener in self._drivers.get(driver_id, ())):
                 self._due_drivers.add((driver_id,))
+
+    async def _check_rows(self, drivers: Sequence[DriverId]) -> None:
+        if not drivers:
+            return
+        for driver_id, version in (await self._store.driver_versions(drivers)).items():
+            self._note_row(driver_id, version)
 
     async def _check_versions(self, rides: Sequence[RideId]) -> None:
         if not rides:
@@ -329,8 +377,19 @@ class Announcer:
                 live[ride.trip.driver_id].append(ride)
         for driver_id, rides in live.items():
             for listener in tuple(self._drivers.get(driver_id, ())):
-                await self._tell_ends(listener, listener.compare(rides), hinted[driver_id])
+                # Ends first: a ride that ended for this driver may be its own again by now.
+                await self._tell_ends(listener, listener.gone(rides))
+                listener.compare(rides)
+                await self._tell_unseen(listener, hinted[driver_id])
             self._forget_hinted(driver_id, hinted[driver_id])
+
+    async def _read_rows(self, driver_ids: Sequence[DriverId]) -> None:
+        present = [driver_id for driver_id in driver_ids if driver_id in self._drivers]
+        if not present:
+            return
+        for driver in await self._store.drivers(present):
+            for listener in tuple(self._drivers.get(driver.driver_id, ())):
+                listener.tell_row(driver)
 
     def _forget_hinted(self, driver_id: DriverId, told: Mapping[RideId, int]) -> None:
         """Drops what has been seen to, and keeps what was hinted at meanwhile."""
@@ -338,17 +397,21 @@ class Announcer:
         if left:
             self._hinted[driver_id] = left
 
-    async def _tell_ends(self, listener: DriverListener, gone: Sequence[Ride], hinted: Mapping[RideId, int]) -> None:
-        """Tells of trips that are not live any more: `gone` were told of, those of `hinted` perhaps not."""
+    async def _tell_ends(self, listener: DriverListener, gone: Sequence[Ride]) -> None:
+        """Tells of trips that are not live any more."""
         for told in gone:
             now = await self._store.ride(told.ride_id)
-            if now is None:
+            if now is None or told.trip is None:
                 continue
             events: list[RideEvent] = []
             if has_moved_on(told, now):
                 events = await self._store.events_after({told.ride_id: told.version}, limit=EVENTS_MAX)
-            if (view := ended_view(told, now, events)) is not None:
+            view = ended_view(told, now, events)
+            if view is not None and listener.has(told.trip.trip_id):  # else its own command has ended it meanwhile
                 listener.tell(view)
+
+    async def _tell_unseen(self, listener: DriverListener, hinted: Mapping[RideId, int]) -> None:
+        """Tells of trips that were hinted at and ended before the driver was told of them."""
         for ride_id, version in hinted.items():
             if not listener.knows(ride_id, version):
                 now = await self._store.ride(ride_id)

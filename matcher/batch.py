@@ -7,7 +7,7 @@ every fresh and idle driver of the market, so that its optimum is the optimum ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ import numpy as np
 from geo.index import DriverIndex
 from geo.model import DriverId
 from geo.supply import Kind, Supply
+from matcher.chains import chained
 from matcher.model import Ride, RideId
-from matcher.outcomes import DriverHistory, Waiting
-from matcher.policy import Market
-from matcher.problem import Floats, Ints, Problem
+from matcher.outcomes import Carrying, DriverHistory, Waiting
+from matcher.policy import UNMATCHED_S_MAX, Market
+from matcher.problem import Bools, Floats, Ints, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Batch:
     """A problem and who is who in it.
 
     A driver's `remaining_s` until it is free and its `refusal_s`, less its bonus `idle_s`, make up its `driver_s`.
+    Where `is_chained`, it has a trip to finish before, and stands where that will end.
     """
 
     demand: Demand
@@ -46,18 +48,25 @@ class Batch:
     idle_s: Floats
     refusal_s: Floats
     remaining_s: Floats
+    is_chained: Bools
 
 
 def demand_of(waiting: Waiting, market: Market) -> Demand:
     """What the snapshot asks for, at the snapshot's own time."""
     rides = sorted(waiting.rides, key=lambda ride: ride.ride_id)
     price_s = market.unmatched_s(_waited_s(rides, waiting.now_ms))
+    price_s[[_is_guaranteed(ride, market, waiting.now_ms) for ride in rides]] = UNMATCHED_S_MAX
     return Demand(market, waiting.now_ms, rides, price_s, waiting.engaged, waiting.refused)
+
+
+def _is_guaranteed(ride: Ride, market: Market, now_ms: int) -> bool:
+    """Whether the time that was asked for is so near that the ride goes before all that named none."""
+    return ride.pickup_at_ms is not None and now_ms >= ride.pickup_at_ms - market.guarantee_s * 1000.0
 
 
 def _waited_s(rides: Sequence[Ride], now_ms: int) -> Floats:
     """How long each has waited, (rides,); 0 where it is dated after the snapshot."""
-    waited_ms = now_ms - np.array([ride.requested_at_ms for ride in rides], dtype=np.float64)
+    waited_ms = now_ms - np.array([ride.queued_at_ms for ride in rides], dtype=np.float64)
     return np.maximum(waited_ms, 0.0) / 1000.0
 
 
@@ -82,12 +91,17 @@ def build_with(
     histories: Mapping[DriverId, DriverHistory] | None = None,
     idle_since_ms: Mapping[DriverId, int] | None = None,
     tag_bits: Mapping[str, int] | None = None,
+    carrying: Sequence[Carrying] = (),
 ) -> Batch:
     """The problem of this demand and these drivers. `idle_since_ms` is by the demand's clock.
+
+    Those of the supply who are `carrying` a passenger may be given their next ride.
 
     A driver without a history counts as one who has neither refused nor waited.
     """
     market = demand.market
+    ahead = chained(supply, carrying, market)
+    supply = ahead.supply
     idle_s, refusal_s = np.zeros(len(supply.driver_ids)), np.zeros(len(supply.driver_ids))
     if market.idle_bonus and idle_since_ms:
         since = np.array([idle_since_ms.get(each, demand.now_ms) for each in supply.driver_ids], dtype=np.float64)
@@ -95,7 +109,10 @@ def build_with(
     if market.refusal_s and histories:
         shares = [_refusal_share(histories.get(each)) for each in supply.driver_ids]
         refusal_s = market.refusal_risk_s(np.array(shares, dtype=np.float64))
-    return assemble(demand, supply, idle_s=idle_s, refusal_s=refusal_s, tag_bits=tag_bits)
+    made = assemble(
+        demand, supply, idle_s=idle_s, refusal_s=refusal_s, remaining_s=ahead.remaining_s, tag_bits=tag_bits
+    )
+    return replace(made, is_chained=ahead.is_chained)
 
 
 def assemble(
@@ -130,7 +147,7 @@ def assemble(
         reach_s=kinds.reach_s,
         has_ways=market.has_ways,
     )
-    return Batch(demand, supply, problem, idle_s, refusal_s, remaining_s)
+    return Batch(demand, supply, problem, idle_s, refusal_s, remaining_s, np.zeros(len(supply.driver_ids), np.bool_))
 
 
 def _refusal_share(history: DriverHistory | None) -> float:

@@ -1,10 +1,10 @@
 """The dispatcher: the loop of one market, for as long as this process holds its lease.
 
-Acquire the lease, then every window: read what waits, decide (matcher.decision),
-commit the plan under the lease's token, announce. Beside it the lease is renewed
-and overdue rides and trips are swept. It decides nothing itself and never dies: a
-database, a feed or a solver that fails costs windows, and the next one that works
-carries on from the store, where everything stands.
+Acquire the lease, then every window: read what waits, give the turns of queues at
+places, decide the rest (matcher.decision), commit the plan under the lease's token,
+announce. Beside it the lease is renewed and the market kept up (matcher.upkeep). It
+decides nothing itself and never dies: a database, a feed or a solver that fails costs
+windows, and the next one that works carries on from the store, where everything stands.
 """
 
 from __future__ import annotations
@@ -14,50 +14,49 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from geo.feed import Follower
 from geo.index import DriverIndex
 from geo.model import DriverId, MarketId
+from matcher.absence import Absences
 from matcher.batch import Batch, build_with, demand_of
+from matcher.chains import still_engaged
 from matcher.decision import Solver, Travel, decide
 from matcher.errors import LeaseLost, StoreUnavailable
 from matcher.idleness import Idleness
 from matcher.ids import new_trip_id, time_ordered
-from matcher.model import Hint, RideId
-from matcher.outcomes import Committed, DriverHistory, Pairing, Waiting
+from matcher.model import Hint, RideId, Slot
+from matcher.outcomes import Committed, Pairing, Waiting
 from matcher.plan import Decided, Reason, Unmatched, lost_of, plan_parts
 from matcher.policy import Market
 from matcher.recording import BatchReport, Waits, input_of, report_of
-from matcher.solver import SolverFailed
+from matcher.share import Share
+from matcher.steps import Steps
+from matcher.upkeep import Upkeep, UpkeepStore
 from matcher.window import AdaptiveWindow
+from matcher.zone_keeper import ZoneKeeper
+from matcher.zone_plan import pinned
+from matcher.zones import Queues
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
-SWEEP_EVERY_S = 1.0
-SWEEP_MAX = 500
 #: A market without a window is decided at most so often, and looked at without a hint so seldom.
 WINDOWLESS_S_MIN = 0.05
 WINDOWLESS_S_MAX = 1.0
 #: A plan is committed and announced in parts of about so many pairings, each under the token.
 COMMIT_PAIRINGS = 250
-#: Drivers' histories count for so long, and are read again so often, where the market's policy asks for them.
-HISTORY_MS = 86_400_000
-HISTORY_EVERY_S = 30.0
-BACKOFF_S_MAX = 1.0
 RELEASE_S_MAX = 2.0
 
 
-class BatchStore(Protocol):
+class BatchStore(UpkeepStore, Protocol):
     """What of the store the dispatcher needs (see matcher.store.Store)."""
 
-    async def waiting(self, market: MarketId, *, limit: int) -> Waiting: ...
+    async def waiting(self, market: MarketId, *, limit: int, carrying: bool = False) -> Waiting: ...
 
     async def commit_plan(
         self, market: MarketId, token: int, pairings: Sequence[Pairing], *, offer_ttl_ms: int | None = None
@@ -75,12 +74,6 @@ class BatchStore(Protocol):
         keep_batches: int = 500,
         keep_inputs: int = 8,
     ) -> None: ...
-
-    async def driver_histories(
-        self, market: MarketId, *, within_ms: int, limit: int = 100_000
-    ) -> dict[DriverId, DriverHistory]: ...
-
-    async def sweep(self, market: MarketId, token: int, *, limit: int = 500) -> list[Hint]: ...
 
     async def acquire_lease(self, market: MarketId, holder: str, ttl_ms: int) -> int | None: ...
 
@@ -117,15 +110,22 @@ class DispatcherStats:
     windows: int = 0
     windows_skipped: int = 0  # the batch before took longer than its window
     windows_blind: int = 0  # nothing decided, for the positions were not live
+    windows_paused: int = 0  # nothing decided, for an operator has paused the market
     batches: int = 0
     batches_uncertified: int = 0
     matched: int = 0
-    swept: int = 0
+    chained: int = 0  # of them, those whose driver has a trip to finish first
+    queued: int = 0  # of them, those of a queue at a place
     leases_lost: int = 0
+    leases_given: int = 0  # so that another process has its share
     faults: int = 0
     unrecorded: int = 0  # batches whose record could not be written
     last: BatchReport | None = None
     lost: Counter[str] = field(default_factory=Counter)
+
+
+class _Given(Exception):
+    """The lease is given back, so that another process has its share."""
 
 
 class Dispatcher:
@@ -133,7 +133,8 @@ class Dispatcher:
 
     `holder` names this process in the lease. While the follower has a fault, or
     has been silent for longer than `stale_after_ms`, nothing is matched (P5).
-    `on_batch` is called after each batch, in the event loop. `tag_bits` are the bits of tags in the index.
+    `on_batch` is called after each batch, in the event loop. `tag_bits` are the bits of tags in the index. With a
+    `share`, the process leads no more markets than that allows.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Dispatcher:
         travel: Travel | None = None,
         tag_bits: Mapping[str, int] | None = None,
         keeping: Keeping | None = None,
+        share: Share | None = None,
     ) -> None:
         self.market = market
         self._store = store
@@ -168,8 +170,12 @@ class Dispatcher:
         self.travel = travel or Travel()
         self._tag_bits = tag_bits or {}
         self._keeping = keeping or Keeping()
-        self._histories: Mapping[DriverId, DriverHistory] = {}
+        self._share = share
+        self._steps = Steps(market.id, self._fault)
+        self._zones = ZoneKeeper(market, store, index, announcer)
+        self.upkeep = Upkeep(market, store, index, feed, announcer, self._steps, self._positions_are_live, self._zones)
         self._idleness = Idleness()
+        self._absences = Absences()
         self._waits = Waits()
         self._adaptive = AdaptiveWindow(market.window_s, market.window_s_max) if market.adaptive_window else None
         self._wake = asyncio.Event()
@@ -186,6 +192,8 @@ class Dispatcher:
                 finally:
                     if held:
                         await self._release(held[0])
+                    if self._share is not None:
+                        self._share.gave(self.market.id)
 
     def wake(self) -> None:
         """Something of this market changed: a market without a window decides soon."""
@@ -198,8 +206,10 @@ class Dispatcher:
             token = await self._store.acquire_lease(self.market.id, self._holder, self._lease_ms)
             held.extend([] if token is None else [token])
 
+        if self._share is not None:
+            await asyncio.sleep(self._share.wait_s(self.market.id))
         while not held:
-            await self._guarded(lambda: self._uncut(attempt()))
+            await self._steps.guarded(lambda: self._steps.uncut(attempt()))
             if not held:
                 await asyncio.sleep(self._lease_s / 3.0 * random.uniform(0.8, 1.2))
         log.info("market %s: leading with token %d", self.market.id, held[0])
@@ -209,13 +219,21 @@ class Dispatcher:
         self.stats.leading = True
         try:
             async with asyncio.TaskGroup() as group:
-                for loop in (self._renewals, self._windows, self._sweeps, self._readings):
-                    group.create_task(loop(token))
+                for loop in (self._renewals, self._windows, *self.upkeep.loops):
+                    group.create_task(loop(token))  # type: ignore[arg-type]
+                if self._share is not None:
+                    group.create_task(self._until_given(self._share.took(self.market.id)))
         except* LeaseLost as lost:
             self.stats.leases_lost += 1
             log.warning("market %s: %s", self.market.id, lost.exceptions[0])
+        except* _Given:
+            self.stats.leases_given += 1
         finally:
             self.stats.leading = False
+
+    async def _until_given(self, given: asyncio.Event) -> None:
+        await given.wait()
+        raise _Given
 
     async def _release(self, token: int) -> None:
         """So that a successor starts at once; otherwise it starts when the lease runs out."""
@@ -232,34 +250,7 @@ class Dispatcher:
 
         while True:
             await asyncio.sleep(self._lease_s / 3.0)
-            await self._guarded(renew)
-
-    async def _sweeps(self, token: int) -> None:
-        async def sweep() -> None:
-            full = True
-            while full:
-                hints = await self._uncut(self._sweep(token))
-                full = len(hints) >= SWEEP_MAX
-
-        while True:
-            await self._guarded(sweep)
-            await asyncio.sleep(SWEEP_EVERY_S)
-
-    async def _sweep(self, token: int) -> list[Hint]:
-        hints = await self._store.sweep(self.market.id, token, limit=SWEEP_MAX)
-        self._announcer.announce(hints)
-        self.stats.swept += len(hints)
-        return hints
-
-    async def _readings(self, token: int) -> None:
-        """Drivers' histories, where the policy of the market asks for them."""
-
-        async def read() -> None:
-            self._histories = await self._store.driver_histories(self.market.id, within_ms=HISTORY_MS)
-
-        while self.market.idle_bonus or self.market.refusal_s:
-            await self._guarded(read)
-            await asyncio.sleep(HISTORY_EVERY_S)
+            await self._steps.guarded(renew)
 
     async def _windows(self, token: int) -> None:
         loop = asyncio.get_running_loop()
@@ -267,7 +258,7 @@ class Dispatcher:
         while True:
             due = await self._next_window(due)
             self.stats.windows += 1
-            await self._guarded(lambda: self._window(token))
+            await self._steps.guarded(lambda: self._window(token))
 
     async def _next_window(self, due: float) -> float:
         """Waits for the next window, `due` being the last one's start; returns this one's."""
@@ -286,20 +277,8 @@ class Dispatcher:
         self._wake.clear()
         return loop.time()
 
-    async def _guarded(self, step: Callable[[], Awaitable[None]]) -> None:
-        """One step; a fault is said, counted and waited out, except the loss of the lease."""
-        try:
-            await step()
-        except LeaseLost:
-            raise
-        except (StoreUnavailable, SolverFailed) as fault:
-            log.warning("market %s: %s", self.market.id, fault)
-        except Exception:  # logged and counted; a market whose loop has died would wait for ever
-            log.exception("market %s: a step failed", self.market.id)
-        else:
-            return
+    def _fault(self) -> None:
         self.stats.faults += 1
-        await asyncio.sleep(random.uniform(0.1, BACKOFF_S_MAX))
 
     async def _window(self, token: int) -> None:
         began = asyncio.get_running_loop().time()
@@ -307,10 +286,16 @@ class Dispatcher:
         if not self.stats.positions_live:
             self.stats.windows_blind += 1
             return
-        waiting = await self._store.waiting(self.market.id, limit=self.market.rides_per_batch_max)
+        waiting = await self._store.waiting(
+            self.market.id, limit=self.market.rides_per_batch_max, carrying=self.market.chain_within_s > 0.0
+        )
+        if waiting.paused:
+            self.stats.windows_paused += 1
+            return
+        waiting, queues = await self._turns(token, waiting)
         if not self._is_due(waiting) or not waiting.rides:
             return
-        decided = await decide(self._batch(waiting), self._solver, self.travel)
+        decided = await decide(self._batch(waiting, queues), self._solver, self.travel)
         if not self._positions_are_live():  # went down while the batch was solved (P5)
             self.stats.windows_blind += 1
             return
@@ -329,6 +314,26 @@ class Dispatcher:
         self._count(report)
         await self._record(token, decided, report, self._waits.due(unmatched, waiting.now_ms))
 
+    async def _turns(self, token: int, waiting: Waiting) -> tuple[Waiting, Queues]:
+        """Gives rides from places to whose turn it is there; returns what is left, and who is reserved for places."""
+        queues = await self._zones.look(token, self._feed.now_ms(), positions_live=True)
+        turns = pinned(
+            queues,
+            replace(waiting, engaged=waiting.engaged | self._absences.at(self._feed.now_ms())),
+            self.market,
+            self._index,
+            self._feed.now_ms(),
+            facts={},
+            new_trip_id=new_trip_id,
+            tag_bits=self._tag_bits,
+        )
+        for start in range(0, len(turns), COMMIT_PAIRINGS):
+            committed = await self._steps.uncut(self._commit_part(token, turns[start : start + COMMIT_PAIRINGS]))
+            self.stats.matched += len(committed.hints)
+            self.stats.queued += len(committed.hints)
+        given = {turn.ride_id for turn in turns}
+        return replace(waiting, rides=[ride for ride in waiting.rides if ride.ride_id not in given]), queues
+
     def _is_due(self, waiting: Waiting) -> bool:
         """Whether an adaptive window closes now; a fixed one always does."""
         if self._adaptive is None:
@@ -336,17 +341,22 @@ class Dispatcher:
         idle = max(0, self._index.fresh_count(self._feed.now_ms()) - len(waiting.engaged))
         return self._adaptive.close_at_ms(waiting.now_ms, len(waiting.rides), idle) <= waiting.now_ms
 
-    def _batch(self, waiting: Waiting) -> Batch:
-        supply = self._index.supply(self._feed.now_ms(), waiting.engaged)
+    def _batch(self, waiting: Waiting, queues: Queues) -> Batch:
+        away = still_engaged(waiting.engaged, waiting.carrying) | queues.queued
+        away |= self._absences.at(self._feed.now_ms())
+        supply = self._index.supply(self._feed.now_ms(), away)
         idle_since_ms: Mapping[DriverId, int] = {}
         if self.market.idle_bonus:
-            idle_since_ms = self._idleness.look(waiting.now_ms, supply.driver_ids, waiting.engaged, self._histories)
+            idle_since_ms = self._idleness.look(
+                waiting.now_ms, supply.driver_ids, waiting.engaged, self.upkeep.histories
+            )
         return build_with(
             demand_of(waiting, self.market),
             supply,
-            histories=self._histories,
+            histories=self.upkeep.histories,
             idle_since_ms=idle_since_ms,
             tag_bits=self._tag_bits,
+            carrying=waiting.carrying,
         )
 
     def _positions_are_live(self) -> bool:
@@ -363,7 +373,7 @@ class Dispatcher:
                 ready += part.pairings
                 await asyncio.sleep(0)  # sockets are served between the parts
             if ready and (part is None or len(ready) >= COMMIT_PAIRINGS):
-                committed = await self._uncut(self._commit_part(token, ready))
+                committed = await self._steps.uncut(self._commit_part(token, ready))
                 matched += len(committed.hints)
                 lost.update(each.why for each in committed.lost)
                 unmatched += [lost_of(each) for each in committed.lost]
@@ -371,8 +381,12 @@ class Dispatcher:
         return matched, lost, unmatched
 
     async def _commit_part(self, token: int, pairings: Sequence[Pairing]) -> Committed:
-        committed = await self._store.commit_plan(self.market.id, token, pairings)
+        committed = await self._store.commit_plan(
+            self.market.id, token, pairings, offer_ttl_ms=self.market.life.offer_ttl_ms
+        )
+        self.stats.chained += sum(trip.slot is Slot.NEXT for trip in committed.trips)
         self._announcer.announce(committed.hints)
+        self._absences.note(committed.lost, self._feed.now_ms())
         return committed
 
     async def _record(
@@ -408,17 +422,6 @@ class Dispatcher:
         self.stats.lost.update(report.lost)
         if self._on_batch is not None:
             self._on_batch(report)
-
-    async def _uncut(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """A commit and its announcement are finished even when we are cancelled in between; the store bounds them."""
-        task = asyncio.create_task(call)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            if not task.cancelled() and (fault := task.exception()) is not None:
-                log.warning("market %s: while stopping: %s", self.market.id, fault)
-            raise
 
     @property
     def _lease_ms(self) -> int:

@@ -1,12 +1,15 @@
 """Hints: "ride R is at version V", from the process that committed it to all that may have listeners.
 
+Where no ride is named it is a driver's own row that is at that version; and with
+no driver either, the market's queues at places have changed (matcher.model.Hint).
+
 A hint is never the news itself, which stands in the store; it only says where
 to look. So hints may be doubled and delayed, and where one may have been lost
 the listener gets a `Resync` and reads everything that it listens for (P9).
 
 On Redis, `RedisHints` alone rules over the keys `hexhail:{<market>}:hints:v1:`:
 `meta` (hash: `generation`, `n`) and `stream` (entries `<n>-1` with `generation`
-and `hints`, a msgpack array of [ride id, version, driver id or nil]), of bounded
+and `hints`, a msgpack array of [ride id or "", version, driver id or nil]), of bounded
 length. The market is the hash tag.
 """
 

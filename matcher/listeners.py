@@ -15,7 +15,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from geo.model import DriverId
-from matcher.model import Ride, RideEvent, RideId, TripId, TripState
+from matcher.model import Driver, Ride, RideEvent, RideId, TripId, TripState
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _ENDED_BY = {
     "abandoned": TripState.ABANDONED,
     "declined": TripState.DECLINED,
     "timed_out": TripState.TIMED_OUT,
+    "withdrawn": TripState.WITHDRAWN,
 }
 
 
@@ -98,32 +99,41 @@ class RideListener:
 
 
 class DriverListener:
-    """What one driver's session has been told of its live trips.
+    """What one driver's session has been told of its live trips, offers among them, and of its row.
 
     `callback` gets a ride with this driver's trip whenever either changed, the
-    trip's end included. It is called in the event loop and may not block.
+    trip's end included; `on_row` the driver's row when somebody wrote it. They
+    are called in the event loop and may not block.
     """
 
-    def __init__(self, driver_id: DriverId, callback: Callable[[Ride], None]) -> None:
+    def __init__(
+        self,
+        driver_id: DriverId,
+        callback: Callable[[Ride], None],
+        on_row: Callable[[Driver], None] = lambda driver: None,
+    ) -> None:
         self.driver_id = driver_id
+        self.row_version = 0  # of the driver's row, as last told
         self._callback = callback
+        self._on_row = on_row
         self._live: dict[TripId, Ride] = {}  # as last told
         self._versions: dict[RideId, int] = {}  # of the rides last told of, ended ones too
 
-    def told(self, ride: Ride) -> None:
-        """The driver knows this already, for example as the answer to its own command."""
+    def told(self, ride: Ride) -> bool:
+        """The driver knows this already, for example as the answer to its own command. False: it knows better."""
         if ride.trip is None or ride.trip.driver_id != self.driver_id:
-            return
-        if self.knows(ride.ride_id, ride.version + 1):  # late: something newer was told
-            return
+            return False
+        if not ride.trip.state.is_live:  # for good, also where the ride has come back to this driver since
+            self._live.pop(ride.trip.trip_id, None)
+        if self.knows(ride.ride_id, ride.version + 1):
+            return False
         if ride.trip.state.is_live:
             self._live[ride.trip.trip_id] = ride
-        else:
-            self._live.pop(ride.trip.trip_id, None)
         self._versions.pop(ride.ride_id, None)  # so that the newest stand last
         self._versions[ride.ride_id] = ride.version
         if len(self._versions) > VERSIONS_MAX:
             del self._versions[next(iter(self._versions))]
+        return True
 
     def knows(self, ride_id: RideId, version: int) -> bool:
         return self._versions.get(ride_id, 0) >= version
@@ -134,18 +144,49 @@ class DriverListener:
             self._live[trip_id].version >= version for trip_id, version in live.items()
         )
 
-    def compare(self, live: Sequence[Ride]) -> list[Ride]:
-        """Tells what is new among the driver's live trips; returns what was told and is not among them."""
-        for ride in live:
-            if not self.knows(ride.ride_id, ride.version):
-                self.tell(ride)
+    def gone(self, live: Sequence[Ride]) -> list[Ride]:
+        """What was told of and is not among the driver's live trips: ended, or newer than these."""
         present = {ride.trip.trip_id for ride in live if ride.trip is not None}
         return [ride for trip_id, ride in self._live.items() if trip_id not in present]
 
+    def has(self, trip_id: TripId) -> bool:
+        """Whether the trip lives, as far as was told."""
+        return trip_id in self._live
+
+    def compare(self, live: Sequence[Ride]) -> None:
+        """Tells what is new among the driver's live trips."""
+        for ride in live:
+            if not self.knows(ride.ride_id, ride.version):
+                self.tell(ride)
+
     def tell(self, ride: Ride) -> None:
-        self.told(ride)
+        """Unless the driver knows better."""
+        if self.told(ride):
+            self._call(lambda: self._callback(ride))
+
+    def told_row(self, driver: Driver) -> None:
+        """The session knows this row already, for example from its sign-on."""
+        self.row_version = max(self.row_version, driver.version)
+
+    def tell_row(self, driver: Driver) -> None:
+        """Tells of the row where it is newer than the one that was told."""
+        if driver.version > self.row_version:
+            self.told_row(driver)
+            self._call(lambda: self._on_row(driver))
+
+    @property
+    def has_offer(self) -> bool:
+        """Whether an offer stands, as far as was told."""
+        return any(ride.trip is not None and ride.trip.state is TripState.OFFERED for ride in self._live.values())
+
+    @property
+    def has_trip(self) -> bool:
+        """Whether the driver has a trip that it accepted, as far as was told."""
+        return any(ride.trip is not None and ride.trip.state is not TripState.OFFERED for ride in self._live.values())
+
+    def _call(self, callback: Callable[[], None]) -> None:
         try:
-            self._callback(ride)
+            callback()
         except Exception:  # one session's defect is not the others'
             log.exception("the listener of driver %s failed", self.driver_id)
 
@@ -173,6 +214,7 @@ def ended_view(told: Ride, now: Ride, events: Sequence[RideEvent]) -> Ride | Non
                 slot=None,
                 ended_at_ms=event.at_ms,
                 end_reason=event.reason,
+                end_code=event.code,
             )
             return replace(told, state=event.state, version=event.version, trip=trip)
     return None

@@ -5,11 +5,12 @@ Times are whole milliseconds of the database's clock (UTC).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeAlias
 
-from geo.model import DriverId, MarketId
+from geo.model import DriverId, LatLng, MarketId
 from matcher.errors import StoreUnavailable
 from matcher.model import Driver, Hint, Move, Ride, RideId, Slot, Trip, TripId
 
@@ -31,23 +32,38 @@ class KeyReused:
     key: str
 
 
-RequestOutcome: TypeAlias = Requested | KeyReused | StoreUnavailable
+@dataclass(frozen=True, slots=True)
+class MarketPaused:
+    """An operator has paused the market and wants new rides refused; nothing was written."""
+
+    market: MarketId
+    reason: str | None
+
+
+RequestOutcome: TypeAlias = Requested | KeyReused | MarketPaused | StoreUnavailable
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The command took effect, now or (hint None) when it was first sent."""
+    """The command took effect, now or (without hints) when it was first sent.
+
+    `hints` are of all rides that it changed: the end of a trip promotes the driver's next one.
+    """
 
     ride: Ride
-    hint: Hint | None
+    hints: Sequence[Hint] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NotAllowed:
-    """The command came too late, too early or past a limit; `ride` is the present state."""
+    """The command came too late, too early or past a limit; `ride` is the present state.
+
+    `allowed_at_ms`: too early, and from when on it is allowed.
+    """
 
     ride: Ride
     allowed: tuple[Move, ...]
+    allowed_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +85,84 @@ CommandOutcome: TypeAlias = Done | NotAllowed | NotFound | NotYours | Superseded
 
 
 @dataclass(frozen=True, slots=True)
+class NotAssignable:
+    """The driver cannot take the ride; `why` is one of the LOST_ constants, `ride` the present state."""
+
+    ride: Ride
+    why: str
+
+
+AssignOutcome: TypeAlias = Done | NotAllowed | NotAssignable | NotFound
+
+
+@dataclass(frozen=True, slots=True)
 class SignedOn:
-    """A driver's new session: `driver.epoch` is its fencing number, `rides` those with a live trip of it."""
+    """A driver's new session: `driver.epoch` is its fencing number, `rides` those with a live trip of it.
+
+    `hint` tells the driver's sessions on other processes; `now_ms` is the database's time.
+    """
 
     driver: Driver
     rides: list[Ride]
+    hint: Hint
+    now_ms: int
 
     @property
     def trips(self) -> list[Trip]:
         return [ride.trip for ride in self.rides if ride.trip is not None]
+
+
+class SuspendTrips(StrEnum):
+    """What becomes of the live trips of a driver that is suspended; an unanswered offer is withdrawn in any case."""
+
+    KEEP = "keep"  # for an operator to see to, or the driver to finish over HTTP
+    RELEASE = "release"  # before the pickup the ride searches on; a passenger aboard is brought to the destination
+    END = "end"  # that one is cancelled too
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSet:
+    """A driver's new row; `finishing` is the trip that it still has to finish where it may take no more."""
+
+    driver: Driver
+    hints: Sequence[Hint]
+    finishing: TripId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MarketState:
+    """What an operator said of a market. `new_rides` is None while it is open, else "refuse" or "queue"."""
+
+    market: MarketId
+    new_rides: str | None
+    reason: str | None
+    changed_by: str | None
+    changed_at_ms: int
+
+    @property
+    def is_paused(self) -> bool:
+        return self.new_rides is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Carrying:
+    """A driver with a passenger aboard, nothing in `next`, and where the passenger goes."""
+
+    driver_id: DriverId
+    dropoff: LatLng
+
+
+@dataclass(frozen=True, slots=True)
+class Approach:
+    """A driver who accepted and is on its way; `distance_m` from where it was when matched, or was to be free."""
+
+    ride_id: RideId
+    trip_id: TripId
+    driver_id: DriverId
+    pickup: LatLng
+    distance_m: float
+    accepted_at_ms: int
+    was_chained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +171,16 @@ class Waiting:
 
     `rides` are searching with their deadline ahead, oldest first; `engaged` the
     drivers with a live trip in any market; `refused` the drivers that a ride is
-    not to be paired with again.
+    not to be paired with again. `carrying` are the market's drivers who may be given a
+    next ride, where they were asked for. `paused`: nobody is to be matched now.
     """
 
     now_ms: int
     rides: list[Ride]
     engaged: frozenset[DriverId]
     refused: Mapping[RideId, frozenset[DriverId]]
+    carrying: Sequence[Carrying] = ()
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +196,7 @@ class Pairing:
     distance_m: float
     abandon_after_ms: int
     decision: Mapping[str, Any]
+    release_after_ms: int | None = None  # of a `next` trip: how long it may wait for its turn
 
 
 @dataclass(frozen=True, slots=True)

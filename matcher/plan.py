@@ -147,17 +147,19 @@ class _Maker:
         return made
 
     def _pairing(self, ride: int, driver: int, decision: Mapping[str, Any], trip_id: TripId) -> Pairing:
-        demand = self._decided.batch.demand
+        batch, demand = self._decided.batch, self._decided.batch.demand
+        remaining_s, is_chained = float(batch.remaining_s[driver]), bool(batch.is_chained[driver])
         return Pairing(
             trip_id=trip_id,
             ride_id=demand.rides[ride].ride_id,
             ride_version=demand.rides[ride].version,
             driver_id=self._decided.batch.supply.driver_ids[driver],
-            slot=Slot.NOW,
-            pickup_s=decision["chosen"]["terms"]["way"],
+            slot=Slot.NEXT if is_chained else Slot.NOW,
+            pickup_s=round(decision["chosen"]["terms"]["way"] + remaining_s, 3),
             distance_m=decision["chosen"]["distance_m"],
             abandon_after_ms=demand.market.abandon_after_ms,
             decision=decision,
+            release_after_ms=round((remaining_s + demand.market.chain_late_s) * 1000.0) if is_chained else None,
         )
 
 

@@ -14,7 +14,10 @@ import numpy as np
 
 from geo.area import Area
 from geo.model import MarketId
+from matcher.life import DEFAULT as LIFE
+from matcher.life import Life
 from matcher.problem import COST_MAX, Seconds, on_grid
+from matcher.zones import Zone
 
 #: The longest time that a limit or a price may name, some 115 days.
 SECONDS_MAX = 1e7
@@ -51,6 +54,13 @@ class Market:
     `top_speed_mps`, which is how candidates are preselected without excluding a better one.
     `tags` are what a ride may ask of a vehicle. `adaptive_window`: the batch closes when waiting longer is
     expected to cost more than it brings, after `window_s` at the earliest and `window_s_max` at the latest.
+    `zones` are places where drivers queue, each of another id.
+
+    `life` are the limits of offers and trips. A driver who is to be free within `chain_within_s` (0: nobody) may be
+    given its next ride, which is taken from it where its turn comes `chain_late_s` later than expected. Who accepted
+    and came less than `stall_m` nearer to the pickup in `stall_after_s` (0: for ever) is replaced. A ride for later,
+    at most `schedule_ahead_s` from now, is searched for from `schedule_lead_s` before its time on; in the last
+    `guarantee_s` before it, it goes before every ride without such a time.
 
     Raises ValueError naming the field that makes no sense.
     """
@@ -83,6 +93,15 @@ class Market:
     top_speed_mps: float = 40.0
     adaptive_window: bool = False
     window_s_max: float = 30.0
+    zones: tuple[Zone, ...] = ()
+    life: Life = LIFE
+    chain_within_s: float = 0.0
+    chain_late_s: float = 300.0
+    stall_after_s: float = 600.0
+    stall_m: float = 200.0
+    schedule_lead_s: float = 900.0
+    schedule_ahead_s: float = 604_800.0
+    guarantee_s: float = 300.0
 
     def __post_init__(self) -> None:
         for name in ("max_pickup_s", "max_pickup_m", "speed_mps", "solve_s_max", "top_speed_mps"):
@@ -106,8 +125,14 @@ class Market:
             _check(self.id, "unmatched_base_s", self.unmatched_base_s, least=self.max_pickup_s, open_below=True)
         if self.pickup_s_most is not None:
             _check(self.id, "pickup_s_most", self.pickup_s_most, least=0.0, open_below=True)
+        for name in ("chain_within_s", "chain_late_s", "stall_after_s", "stall_m"):
+            _check(self.id, name, getattr(self, name), least=0.0)
+        for name in ("schedule_lead_s", "schedule_ahead_s", "guarantee_s"):
+            _check(self.id, name, getattr(self, name), least=0.0)
         if not self.classes:
             raise ValueError(f"market {self.id}: classes must name one class at least")
+        if len({zone.id for zone in self.zones}) != len(self.zones):
+            raise ValueError(f"market {self.id}: two zones have the same id")
 
     @property
     def s_per_m(self) -> float:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from geo.model import DriverId
 from matcher.errors import StoreUnavailable
 from matcher.model import ClientId, Hint, Move, NewRide, RideId, TripId
-from matcher.outcomes import CommandOutcome, Done, KeyReused, Requested, RequestOutcome
+from matcher.outcomes import CommandOutcome, KeyReused, MarketPaused, Requested, RequestOutcome
 
 log = logging.getLogger(__name__)
 Outcome = TypeVar("Outcome")
@@ -109,7 +109,7 @@ class RideDesk:
         self._closing = False
         self.waiting = 0  # callers inside the desk at this moment
 
-    async def request(self, new: NewRide) -> Requested | KeyReused:
+    async def request(self, new: NewRide) -> Requested | KeyReused | MarketPaused:
         """The ride stands when this returns Requested (P2). The same key again gets the first answer (P3).
 
         Raises Overloaded (nothing was written) and StoreUnavailable. A caller that is
@@ -192,15 +192,19 @@ class RideDesk:
             lambda: self._store.move_trip(trip_id, move, driver_id=driver_id, epoch=epoch, reason=reason)
         )
 
-    async def _command(self, call: Callable[[], Awaitable[CommandOutcome]]) -> CommandOutcome:
+    async def do(self, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Any other command of the store: bounded, and announced. Raises Overloaded, StoreUnavailable."""
+        return await self._command(call)
+
+    async def _command(self, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
         with self._admitted():
             # In a task of its own: a caller that goes away does not cut a commit short of its announcement.
             return await asyncio.shield(self._spawn(self._announced(call)))
 
-    async def _announced(self, call: Callable[[], Awaitable[CommandOutcome]]) -> CommandOutcome:
+    async def _announced(self, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
         outcome = await call()
-        if isinstance(outcome, Done) and outcome.hint is not None:
-            self._announcer.announce([outcome.hint])
+        if hints := getattr(outcome, "hints", ()):
+            self._announcer.announce(hints)
         return outcome
 
     async def close(self) -> None:

@@ -1,35 +1,34 @@
 """The store: every command and question of the service as one method each.
 
-A facade: which transaction each one is, stands in the store_* module of its
-noun; how transactions are run, repeated and given up, in `database`. Times are
-whole milliseconds of the database's clock. Every method may raise
-StoreUnavailable; what is merely expected is an outcome.
+A facade, of which a matcher's part is `store_matching`: which transaction each
+method is, stands in the store_* module of its noun; how transactions are run,
+repeated and given up, in `database`. Times are whole milliseconds of the
+database's clock. Every method may raise StoreUnavailable; what is merely
+expected is an outcome.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from geo.model import DriverId, MarketId
+from geo.model import DriverId, LatLng, MarketId
 from matcher import (
     store_audit,
     store_batch,
-    store_batches,
     store_drivers,
     store_events,
-    store_leases,
+    store_markets,
+    store_operator,
+    store_paths,
     store_rides,
-    store_sweep,
     store_trips,
 )
 from matcher.database import Database
+from matcher.life import Lives
 from matcher.migrate import migrate, schema_is_current, schema_is_empty
 from matcher.model import (
+    Actor,
     ClientId,
     Driver,
     DriverStatus,
@@ -44,46 +43,60 @@ from matcher.model import (
     TripId,
 )
 from matcher.outcomes import (
-    LOST_DRIVER_ENGAGED,
+    AssignOutcome,
     Audit,
-    BatchRecord,
     CommandOutcome,
-    Committed,
     DriverHistory,
-    LostPairing,
+    MarketState,
     NotFound,
-    Pairing,
     RequestOutcome,
-    RideWait,
     SignedOn,
-    Waiting,
+    StatusSet,
+    SuspendTrips,
 )
-from matcher.sessions import Conflict, Session, Unstorable, rows_of
+from matcher.sessions import Conflict, Session, rows_of
+from matcher.store_matching import MatchingStore
+from matcher.store_operator import Assignment
+from matcher.store_paths import PathPart, TripPath
 from matcher.store_rides import OnOutcome
-from matcher.store_rows import can_be_id, ride_with_trip_of
+from matcher.store_rows import can_be_id, ride_with_trip_of, storable_reason
+from matcher.store_webhooks import Webhooks
 
-#: Pairings in one transaction; a longer plan is several, each with the lease checked.
-PLAN_CHUNK = 1000
 DRIVERS_CHUNK = 500
 HISTORIES_MAX = 100_000
 AUDIT_S_MAX = 120.0
 
 
-class Store:
+def _in_chunks(driver_ids: Sequence[DriverId]) -> Iterator[list[DriverId]]:
+    ordered = sorted(set(driver_ids))
+    for i in range(0, len(ordered), DRIVERS_CHUNK):
+        yield ordered[i : i + DRIVERS_CHUNK]
+
+
+class Store(MatchingStore):
     """MySQL, MariaDB or a SQLite file, by its URL."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, lives: Lives | None = None) -> None:
+        super().__init__(database, lives)
+        self.webhooks = Webhooks(database)
 
     @classmethod
-    async def open(cls, url: str, *, pool_size: int = 16, call_timeout_s: float = 5.0, lease_s: float = 5.0) -> Store:
+    async def open(
+        cls,
+        url: str,
+        *,
+        pool_size: int = 16,
+        call_timeout_s: float = 5.0,
+        lease_s: float = 5.0,
+        lives: Lives | None = None,
+    ) -> Store:
         """Opens nothing yet: a server that is down shows in the first call, as StoreUnavailable.
 
         Raises StoreLocked where another process uses the file, ValueError for a
         URL that cannot be used. `lease_s` is how long a frozen process may keep
-        its locks.
+        its locks; `lives` are the markets' limits, the usual ones where a market has none.
         """
-        return cls(Database(url, pool_size=pool_size, call_timeout_s=call_timeout_s, lease_s=lease_s))
+        return cls(Database(url, pool_size=pool_size, call_timeout_s=call_timeout_s, lease_s=lease_s), lives)
 
     async def close(self) -> None:
         await self._database.close()
@@ -115,6 +128,10 @@ class Store:
         """
         return await store_rides.request_rides(self._database, new, on_outcome)
 
+    async def answered_before(self, new: NewRide) -> RequestOutcome | None:
+        """What the first request with this key was answered (P3), None without one. Nothing is written."""
+        return await self._database.read(lambda session: store_rides.answered_before(session, new))
+
     async def ride(self, ride_id: RideId) -> Ride | None:
         if not can_be_id(ride_id):
             return None
@@ -131,12 +148,41 @@ class Store:
 
         return await self._database.read(work)
 
-    async def cancel_ride(self, ride_id: RideId, *, client_id: ClientId | None, reason: str) -> CommandOutcome:
+    async def cancel_ride(
+        self, ride_id: RideId, *, client_id: ClientId | None, reason: str | None, actor: Actor = Actor.RIDER
+    ) -> CommandOutcome:
+        """For its client (None: any client's). An operator may cancel a ride under way, too."""
         if not can_be_id(ride_id):
             return NotFound()
-        return await self._database.write(
-            lambda session: store_trips.cancel_ride(session, ride_id, client_id=client_id, reason=reason)
-        )
+        cancel = partial(store_trips.cancel_ride, client_id=client_id, reason=reason, actor=actor)
+        return await self._database.write(lambda session: cancel(session, ride_id))
+
+    async def redirect_ride(
+        self, ride_id: RideId, dropoff: LatLng, *, client_id: ClientId | None, actor: Actor = Actor.RIDER
+    ) -> CommandOutcome:
+        """Another destination, until the ride has ended."""
+        if not can_be_id(ride_id):
+            return NotFound()
+        redirect = partial(store_trips.redirect_ride, client_id=client_id, actor=actor)
+        return await self._database.write(lambda session: redirect(session, ride_id, dropoff))
+
+    async def release_ride(self, ride_id: RideId, *, reason: str | None) -> CommandOutcome:
+        """An operator takes the driver from the ride, which searches on."""
+        if not can_be_id(ride_id):
+            return NotFound()
+        return await self._database.write(store_operator.Release(ride_id, reason, self._lives))
+
+    async def complete_ride(self, ride_id: RideId, *, reason: str | None) -> CommandOutcome:
+        """An operator says for the driver that the ride is completed."""
+        if not can_be_id(ride_id):
+            return NotFound()
+        return await self._database.write(lambda session: store_operator.complete(session, ride_id, reason=reason))
+
+    async def assign_ride(self, new: Assignment) -> AssignOutcome:
+        """An operator gives the ride a driver, in place of the one that it has where there is one."""
+        if not can_be_id(new.ride_id) or not can_be_id(new.driver_id):
+            return NotFound()
+        return await self._database.write(lambda session: store_operator.assign(session, new, self._lives))
 
     # drivers
 
@@ -148,12 +194,18 @@ class Store:
         seats: int,
         status: DriverStatus | None = None,
         tags: Collection[str] = (),
-    ) -> Driver:
+    ) -> StatusSet:
         """Makes the driver or changes it; `status` None keeps it, a new one is offline. `tags` replace the old ones."""
 
-        async def work(session: Session) -> Driver:
+        async def work(session: Session) -> StatusSet:
             return await store_drivers.put(
-                session, driver_id, vehicle_class=vehicle_class, seats=seats, status=status, tags=tags
+                session,
+                driver_id,
+                vehicle_class=vehicle_class,
+                seats=seats,
+                status=status,
+                tags=tags,
+                lives=self._lives,
             )
 
         try:
@@ -170,25 +222,53 @@ class Store:
         """A new epoch in this market, or None for an unknown driver. `online` turns offline into online."""
         return await self._database.write(lambda session: store_drivers.sign_on(session, driver_id, market, online))
 
-    async def set_status(self, driver_id: DriverId, status: DriverStatus, *, epoch: int | None) -> Driver | None:
-        """None when unknown or of an older epoch. With an epoch a suspension stands, as the answer shows."""
-        return await self._database.write(lambda session: store_drivers.set_status(session, driver_id, status, epoch))
+    async def set_status(self, driver_id: DriverId, status: DriverStatus, *, epoch: int | None) -> StatusSet | None:
+        """None when unknown or of an older epoch. With an epoch a suspension stands, as the answer shows.
+
+        Who takes no more trips gives an unanswered offer and the trip in `next` back, and finishes the present one.
+        """
+        return await self._database.write(
+            lambda session: store_drivers.set_status(session, driver_id, status, epoch, self._lives)
+        )
+
+    async def suspend(self, driver_id: DriverId, *, trips: SuspendTrips, reason: str | None) -> StatusSet | None:
+        """None when unknown. An unanswered offer and the trip in `next` are given back in any case."""
+        if not can_be_id(driver_id):
+            return None
+        return await self._database.write(
+            lambda session: store_drivers.suspend(session, driver_id, trips, reason, self._lives)
+        )
+
+    async def note_lost(self, driver_id: DriverId, *, epoch: int) -> None:
+        """The socket of this session is gone: what it was offered is taken back unless it returns in time."""
+        await self._database.write(lambda session: store_drivers.note_lost(session, driver_id, epoch))
+
+    async def drivers(self, driver_ids: Sequence[DriverId]) -> list[Driver]:
+        """Those of these that there are, in any order."""
+        found: list[Driver] = []
+        for some in _in_chunks(driver_ids):
+            found += await self._database.read(partial(store_drivers.read_all, driver_ids=some))
+        return found
+
+    async def driver_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, int]:
+        """The versions of these drivers' own rows."""
+        found: dict[DriverId, int] = {}
+        for some in _in_chunks(driver_ids):
+            found.update(await self._database.read(partial(store_drivers.versions, driver_ids=some)))
+        return found
 
     async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]:
         """The rides with a live trip of these drivers, each with that trip."""
         found: list[Ride] = []
-        ordered = sorted(set(driver_ids))
-        for i in range(0, len(ordered), DRIVERS_CHUNK):
-            read = partial(store_drivers.live_trips, driver_ids=ordered[i : i + DRIVERS_CHUNK])
-            found += await self._database.read(read)
+        for some in _in_chunks(driver_ids):
+            found += await self._database.read(partial(store_drivers.live_trips, driver_ids=some))
         return found
 
     async def live_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, dict[TripId, int]]:
         """Of those of these drivers that have live trips, the trips and the versions of their rides."""
         found: dict[DriverId, dict[TripId, int]] = {}
-        ordered = sorted(set(driver_ids))
-        for i in range(0, len(ordered), DRIVERS_CHUNK):
-            read = partial(store_drivers.live_versions, driver_ids=ordered[i : i + DRIVERS_CHUNK])
+        for some in _in_chunks(driver_ids):
+            read = partial(store_drivers.live_versions, driver_ids=some)
             for driver_id, trip_id, version in await self._database.read(read):
                 found.setdefault(driver_id, {})[trip_id] = version
         return found
@@ -229,118 +309,31 @@ class Store:
             return NotFound()
         return await self._database.write(
             lambda session: store_trips.move_trip(
-                session, trip_id, move, driver_id=driver_id, epoch=epoch, reason=reason
+                session, trip_id, move, driver_id=driver_id, epoch=epoch, reason=reason, lives=self._lives
             )
         )
 
-    # batch
+    async def put_path_parts(self, parts: Sequence[PathPart]) -> int:
+        """Those that stand already stay as they are; how many could never be stored. To be put again when it raises."""
+        return await store_paths.put(self._database, parts)
 
-    async def waiting(self, market: MarketId, *, limit: int) -> Waiting:
-        return await self._database.read(lambda session: store_batch.waiting(session, market, limit))
+    async def trip_path(self, trip_id: TripId) -> TripPath | None:
+        """How far the trip's driver drove and by which way; None while nothing is known of it."""
+        return await store_paths.read(self._database, trip_id)
 
-    async def commit_plan(
-        self, market: MarketId, token: int, pairings: Sequence[Pairing], *, offer_ttl_ms: int | None = None
-    ) -> Committed:
-        """Raises LeaseLost. With `offer_ttl_ms` the drivers are asked, without it they are assigned."""
-        whole = Committed([], [], [])
-        for i in range(0, len(pairings), PLAN_CHUNK):
-            part = await self._commit_part(market, token, pairings[i : i + PLAN_CHUNK], offer_ttl_ms)
-            whole.hints.extend(part.hints)
-            whole.trips.extend(part.trips)
-            whole.lost.extend(part.lost)
-        return whole
+    # markets
 
-    async def _commit_part(
-        self, market: MarketId, token: int, pairings: Sequence[Pairing], offer_ttl_ms: int | None
-    ) -> Committed:
-        try:
-            return await self._database.write(
-                lambda session: store_batch.commit_plan(session, market, token, pairings, offer_ttl_ms)
-            )
-        except (Conflict, Unstorable):
-            if len(pairings) == 1:  # the backstop: a unique key refused this one
-                return Committed([], [], [LostPairing(pairings[0], LOST_DRIVER_ENGAGED)])
-        middle = len(pairings) // 2
-        first = await self._commit_part(market, token, pairings[:middle], offer_ttl_ms)
-        second = await self._commit_part(market, token, pairings[middle:], offer_ttl_ms)
-        return Committed(first.hints + second.hints, first.trips + second.trips, first.lost + second.lost)
+    async def market_states(self) -> list[MarketState]:
+        """Of the markets that an operator has said something of."""
+        return await self._database.read(store_markets.states)
 
-    async def record_batch(
-        self,
-        market: MarketId,
-        token: int,
-        batch_id: str,
-        *,
-        summary: Mapping[str, Any],
-        input: bytes | None,  # noqa: A002 - the word that the column and the address have for it
-        waits: Sequence[store_batches.Wait],
-        keep_batches: int = 500,
-        keep_inputs: int = 8,
-    ) -> None:
-        """Keeps what a batch came to, and why each of `waits` (ride, reason, detail) got no driver (P12).
-
-        Of the market only the newest `keep_batches` are kept, and the inputs of the newest `keep_inputs` among
-        those that had one. Recording a batch again changes nothing. Raises LeaseLost, and ValueError for an input
-        beyond INPUT_BYTES_MAX, a summary or detail that is too large, and what is no JSON (NaN).
-        """
-        new = await store_batches.encoded(market, batch_id, summary, input, waits)
-        with contextlib.suppress(Conflict):  # only this very batch can be in the way of itself
-            await self._database.write(
-                lambda session: store_batches.record(session, token, new, keep_batches, keep_inputs)
-            )
-
-    async def batches(self, market: MarketId | None, *, before: str | None, limit: int) -> list[BatchRecord]:
-        """Newest first, of all markets where none is named; `before` is the last id of the page before."""
-        step = store_batches.list_step(market, before, limit)
-
-        async def work(session: Session) -> list[BatchRecord]:
-            return [store_batches.batch_of(row) for row in await rows_of(session, step)]
-
-        return await self._database.read(work)
-
-    async def batch(self, batch_id: str) -> BatchRecord | None:
-        if not can_be_id(batch_id):
-            return None
-        return await self._database.read(lambda session: store_batches.read_batch(session, batch_id))
-
-    async def batch_input(self, batch_id: str) -> bytes | None:
-        """The input as it was given; None for an unknown batch, and where it is not kept or not any more."""
-        if not can_be_id(batch_id):
-            return None
-        data = await self._database.read(lambda session: store_batches.read_input(session, batch_id))
-        return None if data is None else await asyncio.to_thread(zlib.decompress, data)
-
-    async def ride_wait(self, ride_id: RideId) -> RideWait | None:
-        """Why the ride was last left without a driver; it stands even when the ride was matched since."""
-        if not can_be_id(ride_id):
-            return None
-        return await self._database.read(lambda session: store_batches.read_wait(session, ride_id))
-
-    async def sweep(self, market: MarketId, token: int, *, limit: int = 500) -> list[Hint]:
-        """Ends what reached its limit of time; raises LeaseLost. `limit` bounds each kind."""
-        hints = await self._database.write(lambda session: store_sweep.sweep(session, market, token, limit))
-        old = await self._database.read(lambda session: store_sweep.old_keys(session, limit))
-        if old:
-            await self._database.write(lambda session: store_sweep.forget_keys(session, old))
-        return hints
-
-    # leases
-
-    async def acquire_lease(self, market: MarketId, holder: str, ttl_ms: int) -> int | None:
-        """The fencing token, or None while another holds it."""
-        return await self._database.write(lambda session: store_leases.acquire(session, market, holder, ttl_ms))
-
-    async def renew_lease(self, market: MarketId, holder: str, token: int, ttl_ms: int) -> bool:
-        step = store_leases.RENEW_LEASE(of_market=market, of_holder=holder, of_token=token, ttl_ms=ttl_ms)
-
-        async def work(session: Session) -> bool:
-            return (await session.run(step))[0].matched == 1
-
-        return await self._database.write(work)
-
-    async def release_lease(self, market: MarketId, token: int) -> None:
-        step = store_leases.RELEASE_LEASE(of_market=market, of_token=token)
-        await self._database.write(lambda session: session.run(step))
+    async def set_market_state(
+        self, market: MarketId, *, new_rides: str | None, reason: str | None, changed_by: str
+    ) -> MarketState:
+        """Pauses the market ("refuse" new rides, or "queue" them), or opens it again (None)."""
+        return await self._database.write(
+            lambda session: store_markets.set_state(session, market, new_rides, storable_reason(reason), changed_by)
+        )
 
     # events
 

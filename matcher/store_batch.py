@@ -13,9 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from geo.model import DriverId, MarketId
+from geo.model import DriverId, LatLng, MarketId
 from matcher.model import (
+    REFUSING_CODES,
     REFUSING_TRIP_STATES,
+    Actor,
     DriverStatus,
     Hint,
     Move,
@@ -25,6 +27,7 @@ from matcher.model import (
     Slot,
     Transition,
     Trip,
+    TripId,
     TripState,
     transition_of,
 )
@@ -35,6 +38,8 @@ from matcher.outcomes import (
     LOST_DRIVER_NOT_ENGAGED,
     LOST_RIDE_BUSY,
     LOST_RIDE_CHANGED,
+    Approach,
+    Carrying,
     Committed,
     LostPairing,
     Pairing,
@@ -43,6 +48,7 @@ from matcher.outcomes import (
 from matcher.sessions import Session, rows_of
 from matcher.statement import Params, Statement
 from matcher.store_leases import hold
+from matcher.store_markets import READ_PAUSED
 from matcher.store_rides import INSERT_EVENT, NOW
 from matcher.store_rows import (
     RIDE_AND_TRIP,
@@ -66,14 +72,59 @@ _WAITING = (
 READ_WAITING = Statement(
     sa.select(*RIDE_COLUMNS)
     .where(*_WAITING)
-    .order_by(rides.c.requested_at_ms, rides.c.ride_id)
+    .order_by(sa.func.coalesce(rides.c.search_at_ms, rides.c.requested_at_ms), rides.c.ride_id)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 READ_ENGAGED = Statement(sa.select(trips.c.driver_id).where(trips.c.live == 1))
 READ_REFUSED = Statement(
     sa.select(trips.c.ride_id, trips.c.driver_id)
     .select_from(rides.join(trips, trips.c.ride_id == rides.c.ride_id))
-    .where(*_WAITING, trips.c.state.in_(sorted(state.value for state in REFUSING_TRIP_STATES)))
+    .where(
+        *_WAITING,
+        sa.or_(
+            trips.c.state.in_(sorted(state.value for state in REFUSING_TRIP_STATES)),
+            trips.c.end_code.in_(sorted(code.value for code in REFUSING_CODES)),
+        ),
+    )
+)
+_later = trips.alias("later")
+#: Who carries a passenger and has nothing in `next`: it may be given one near the end.
+READ_CARRYING = Statement(
+    sa.select(trips.c.driver_id, rides.c.dropoff_lat, rides.c.dropoff_lon)
+    .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
+    .where(
+        trips.c.live == 1,
+        trips.c.market == sa.bindparam("market"),
+        trips.c.live_slot == Slot.NOW.value,
+        trips.c.state == TripState.IN_PROGRESS.value,
+        rides.c.dropoff_lat.is_not(None),
+        ~sa.exists(
+            sa.select(_later.c.trip_id).where(
+                _later.c.driver_id == trips.c.driver_id, _later.c.live_slot == Slot.NEXT.value
+            )
+        ),
+    )
+)
+#: Who has accepted and is on its way to the pickup.
+READ_APPROACHING = Statement(
+    sa.select(
+        rides.c.ride_id,
+        trips.c.trip_id,
+        trips.c.driver_id,
+        rides.c.pickup_lat,
+        rides.c.pickup_lon,
+        trips.c.distance_m,
+        sa.func.coalesce(trips.c.accepted_at_ms, trips.c.matched_at_ms),
+        trips.c.release_at_ms,
+    )
+    .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
+    .where(
+        trips.c.live == 1,
+        trips.c.market == sa.bindparam("market"),
+        trips.c.live_slot == Slot.NOW.value,
+        trips.c.state == TripState.ACCEPTED.value,
+    )
+    .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 LOCK_RIDES = Statement(
     sa.select(*RIDE_COLUMNS)
@@ -124,12 +175,19 @@ async def engaged(session: Session) -> frozenset[DriverId]:
     return frozenset(DriverId(text_of(row[0])) for row in await rows_of(session, READ_ENGAGED()))
 
 
-async def waiting(session: Session, market: MarketId, limit: int) -> Waiting:
+async def waiting(session: Session, market: MarketId, limit: int, carrying: bool) -> Waiting:
     """All of it from one snapshot: a ride shown as waiting has no trip that `engaged` lacks."""
+    steps = [
+        NOW(),
+        READ_WAITING(market=market, limit=limit),
+        READ_ENGAGED(),
+        READ_REFUSED(market=market),
+        READ_PAUSED(markets=[market]),
+    ]
+    if carrying:
+        steps.append(READ_CARRYING(market=market))
     await session.begin_snapshot()
-    clock, found, engaged, refused = await session.run(
-        NOW(), READ_WAITING(market=market, limit=limit), READ_ENGAGED(), READ_REFUSED(market=market)
-    )
+    clock, found, engaged, refused, paused, *under_way = await session.run(*steps)
     await session.commit()
     refusals: dict[RideId, set[DriverId]] = {}
     for ride_id, driver_id in refused.rows:
@@ -139,7 +197,30 @@ async def waiting(session: Session, market: MarketId, limit: int) -> Waiting:
         rides=[ride_of(row) for row in found.rows],
         engaged=frozenset(DriverId(text_of(row[0])) for row in engaged.rows),
         refused={ride_id: frozenset(some) for ride_id, some in refusals.items()},
+        carrying=[
+            Carrying(DriverId(text_of(driver_id)), LatLng(lat, lon))
+            for reply in under_way
+            for driver_id, lat, lon in reply.rows
+        ],
+        paused=bool(paused.rows),
     )
+
+
+async def approaching(session: Session, market: MarketId, limit: int) -> list[Approach]:
+    return [
+        Approach(
+            ride_id=RideId(text_of(ride_id)),
+            trip_id=TripId(text_of(trip_id)),
+            driver_id=DriverId(text_of(driver_id)),
+            pickup=LatLng(lat, lon),
+            distance_m=distance_m,
+            accepted_at_ms=accepted_at_ms,
+            was_chained=release_at_ms is not None,
+        )
+        for ride_id, trip_id, driver_id, lat, lon, distance_m, accepted_at_ms, release_at_ms in await rows_of(
+            session, READ_APPROACHING(market=market, limit=limit)
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +304,11 @@ async def commit_plan(
     row = transition_of(move, RideState.SEARCHING, None)
     assert row is not None  # the table has both
     at_ms = seen.at_ms
-    made = [_matched(seen.rides[pairing.ride_id], pairing, row, at_ms) for pairing in kept]
-    await session.insert(INSERT_TRIP, [_trip_row(trip, offer_ttl_ms) for _, trip in made])
+    made = [matched(seen.rides[pairing.ride_id], pairing, row, at_ms, offer_ttl_ms) for pairing in kept]
+    await session.insert(INSERT_TRIP, [trip_row(trip) for _, trip in made])
     await session.run(MATCH_RIDES(ids=sorted(ride.ride_id for ride, _ in made), to_state=row.ride_to.value))
-    await session.insert(INSERT_EVENT, [event_row(ride, row.event, at_ms, trip) for ride, trip in made])
+    events = [event_row(ride, row.event, at_ms, trip, actor=Actor.SERVICE) for ride, trip in made]
+    await session.insert(INSERT_EVENT, events)
     return Committed([hint_of(ride, trip) for ride, trip in made], [trip for _, trip in made], lost)
 
 
@@ -257,7 +339,7 @@ async def _take(session: Session, market: MarketId, pairings: Sequence[Pairing])
     held, live, clock = await session.run(LOCK_DRIVERS(ids=driver_ids), READ_SLOTS(ids=driver_ids), NOW())
     vehicles = {
         DriverId(text_of(driver_id)): Vehicle(seats, frozenset(tags_of(text_of(tags))))
-        if _may_be_matched(status, in_market, market)
+        if may_be_matched(status, in_market, market)
         else None
         for driver_id, status, in_market, seats, tags in held.rows
     }
@@ -278,11 +360,17 @@ async def _take(session: Session, market: MarketId, pairings: Sequence[Pairing])
     )
 
 
-def _may_be_matched(status: str, in_market: bytes | str | None, market: MarketId) -> bool:
+def may_be_matched(status: str, in_market: bytes | str | None, market: MarketId) -> bool:
     return status == DriverStatus.ONLINE.value and in_market is not None and text_of(in_market) == market
 
 
-def _matched(ride: Ride, pairing: Pairing, row: Transition, at_ms: int) -> tuple[Ride, Trip]:
+def matched(ride: Ride, pairing: Pairing, row: Transition, at_ms: int, offer_ttl_ms: int | None) -> tuple[Ride, Trip]:
+    """The ride with its new trip; pure."""
+    is_offer = row.trip_to is TripState.OFFERED and offer_ttl_ms is not None
+    abandon_at_ms = at_ms + pairing.abandon_after_ms
+    release_at_ms = None
+    if pairing.slot is Slot.NEXT and pairing.release_after_ms is not None:
+        release_at_ms = min(at_ms + pairing.release_after_ms, abandon_at_ms)
     trip = Trip(
         trip_id=pairing.trip_id,
         ride_id=pairing.ride_id,
@@ -296,14 +384,17 @@ def _matched(ride: Ride, pairing: Pairing, row: Transition, at_ms: int) -> tuple
         arrived_at_ms=None,
         started_at_ms=None,
         ended_at_ms=None,
-        abandon_at_ms=at_ms + pairing.abandon_after_ms,
+        abandon_at_ms=abandon_at_ms,
         end_reason=None,
         decision=pairing.decision,
+        due_at_ms=at_ms + (offer_ttl_ms or 0) if is_offer else release_at_ms or abandon_at_ms,
+        accepted_at_ms=None if is_offer else at_ms,
+        release_at_ms=release_at_ms,
     )
     return replace(ride, state=row.ride_to, version=ride.version + 1, trip=trip), trip
 
 
-def _trip_row(trip: Trip, offer_ttl_ms: int | None) -> Params:
+def trip_row(trip: Trip) -> Params:
     slot = trip.slot or Slot.NOW
     return {
         "trip_id": trip.trip_id,
@@ -321,7 +412,10 @@ def _trip_row(trip: Trip, offer_ttl_ms: int | None) -> Params:
         "started_at_ms": None,
         "ended_at_ms": None,
         "abandon_at_ms": trip.abandon_at_ms,
-        "due_at_ms": trip.abandon_at_ms if offer_ttl_ms is None else trip.matched_at_ms + offer_ttl_ms,
+        "due_at_ms": trip.due_at_ms,
         "end_reason": None,
         "decision": json_of(trip.decision),
+        "accepted_at_ms": trip.accepted_at_ms,
+        "release_at_ms": trip.release_at_ms,
+        "end_code": None,
     }

@@ -2,6 +2,10 @@
 
 An event is `(ride_id, version)`. Lists are asked for in chunks, those with the
 same known version together, so that the statements stay few and bounded.
+
+Marking an event as announced also makes the delivery that its client's webhook
+is owed, in the same transaction: each event gets its row once, whoever marks it
+and whenever a process dies.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ import sqlalchemy as sa
 
 from geo.model import DriverId, MarketId
 from matcher.model import Hint, RideEvent, RideId
-from matcher.sessions import Session, rows_of
-from matcher.statement import Statement, Step
+from matcher.sessions import Raced, Session, rows_of
+from matcher.statement import Params, Row, Statement, Step
 from matcher.store_rows import EVENT_COLUMNS, event_of, text_of
-from matcher.tables import now_ms, ride_events, rides
+from matcher.store_webhooks import INSERT_DELIVERY
+from matcher.tables import now_ms, ride_events, rides, webhook_deliveries, webhooks
 
 CHUNK = 500
 
@@ -41,16 +46,38 @@ _UNANNOUNCED = (
 )
 READ_UNANNOUNCED = Statement(_UNANNOUNCED)
 READ_UNANNOUNCED_OF = Statement(_UNANNOUNCED.where(ride_events.c.market == sa.bindparam("of_market")))
+_TO_MARK = sa.and_(
+    ride_events.c.ride_id.in_(sa.bindparam("ids", expanding=True)),
+    ride_events.c.version <= sa.bindparam("upto"),
+    ride_events.c.pending == 1,
+)
+COUNT_PENDING = Statement(
+    sa.select(sa.func.count())
+    .select_from(ride_events)
+    .where(_TO_MARK)
+    .with_hint(ride_events, "FORCE INDEX (PRIMARY)", "mysql")
+)
+#: Of those the ones whose client has a webhook, unless their delivery stands already (an event that was set to pending
+#: again by hand).
+READ_OWED = Statement(
+    sa.select(ride_events.c.ride_id, ride_events.c.version, webhooks.c.client_id, now_ms())
+    .select_from(
+        ride_events.join(rides, rides.c.ride_id == ride_events.c.ride_id)
+        .join(webhooks, webhooks.c.client_id == rides.c.client_id)
+        .outerjoin(
+            webhook_deliveries,
+            sa.and_(
+                webhook_deliveries.c.ride_id == ride_events.c.ride_id,
+                webhook_deliveries.c.version == ride_events.c.version,
+            ),
+        )
+    )
+    .where(_TO_MARK, webhook_deliveries.c.ride_id.is_(None))
+    .with_hint(ride_events, "FORCE INDEX (PRIMARY)", "mysql")
+)
 #: "Ride R is at version V" announces every version up to V.
 MARK_ANNOUNCED = Statement(
-    ride_events.update()
-    .where(
-        ride_events.c.ride_id.in_(sa.bindparam("ids", expanding=True)),
-        ride_events.c.version <= sa.bindparam("upto"),
-        ride_events.c.pending == 1,
-    )
-    .values(pending=None)
-    .with_hint("FORCE INDEX (PRIMARY)", dialect_name="mysql")
+    ride_events.update().where(_TO_MARK).values(pending=None).with_hint("FORCE INDEX (PRIMARY)", dialect_name="mysql")
 )
 
 
@@ -103,7 +130,35 @@ def newest(hints: Sequence[Hint]) -> dict[RideId, int]:
 
 
 async def mark_announced(session: Session, upto: Mapping[RideId, int]) -> None:
-    await session.run(*(MARK_ANNOUNCED(ids=ids, upto=version) for version, ids in _by_version(upto)))
+    """One try. Raises Raced where another marked some of them meanwhile: done again, it finds the rest.
+
+    They are counted, then read, then marked. Marking takes their locks and waits for whoever has them. So if as many
+    were marked as were counted, nobody else has marked any in between, and what was read is owed by this transaction
+    alone; and a ride's later delivery never stands before its earlier one does.
+    """
+    groups = _by_version(upto)
+    statements = (COUNT_PENDING, READ_OWED, MARK_ANNOUNCED)
+    steps = [statement(ids=ids, upto=version) for statement in statements for version, ids in groups]
+    replies = await session.run(*steps)
+    counted, read, marked = (replies[i * len(groups) : (i + 1) * len(groups)] for i in range(len(statements)))
+    if sum(reply.rows[0][0] for reply in counted) != sum(reply.matched for reply in marked):
+        raise Raced("another process marks the same events")
+    owed = [_delivery_row(row) for reply in read for row in reply.rows]
+    if owed:
+        await session.insert(INSERT_DELIVERY, owed)
+
+
+def _delivery_row(row: Row) -> Params:
+    ride_id, version, client_id, at_ms = row
+    return {
+        "ride_id": text_of(ride_id),
+        "version": version,
+        "client_id": text_of(client_id),
+        "created_at_ms": at_ms,
+        "due_at_ms": at_ms,
+        "attempts": 0,
+        "last_error": None,
+    }
 
 
 def chunks(pairs: Mapping[RideId, int], size: int) -> list[dict[RideId, int]]:

@@ -7,17 +7,20 @@ row is done again alone, so that one row never fails or delays another.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
+from geo.model import LatLng, MarketId
 from matcher.database import Database
 from matcher.errors import StoreUnavailable
-from matcher.model import ClientId, NewRide, Ride, RideId, RideState
-from matcher.outcomes import KeyReused, Requested, RequestOutcome
+from matcher.model import Actor, ClientId, NewRide, Ride, RideId, RideState
+from matcher.outcomes import KeyReused, MarketPaused, Requested, RequestOutcome
 from matcher.sessions import Conflict, Contended, Session, Unstorable, row_of, rows_of
 from matcher.statement import Params, Row, Statement, Step
+from matcher.store_markets import READ_PAUSED, paused_of
 from matcher.store_rows import (
     RIDE_AND_TRIP,
     RIDE_COLUMNS,
@@ -41,16 +44,25 @@ KEY_PAUSES_S = (0.02, 0.05, 0.1, 0.2)
 
 OnOutcome = Callable[[int, RequestOutcome], None]
 
+#: Columns of the first answer that may have been changed since, as they were.
+_FIRST = (rides.c.first_deadline_at_ms, rides.c.first_dropoff)
+
 NOW = Statement(sa.select(now_ms()))
 #: NOWAIT: a key that another transaction is writing refuses the group at once instead of delaying it.
 READ_KEYED = Statement(
-    sa.select(*RIDE_COLUMNS, rides.c.idempotency_key, rides.c.body_hash)
+    sa.select(*RIDE_COLUMNS, *_FIRST, rides.c.idempotency_key, rides.c.body_hash)
     .where(sa.tuple_(rides.c.client_id, rides.c.idempotency_key).in_(sa.bindparam("keys", expanding=True)))
     .with_hint(rides, "FORCE INDEX (rides_key)", "mysql")
     .with_for_update(nowait=True)
 )
+#: The same of one key, without a lock: nothing is to be written.
+READ_ANSWERED = Statement(
+    sa.select(*RIDE_COLUMNS, *_FIRST, rides.c.idempotency_key, rides.c.body_hash).where(
+        rides.c.client_id == sa.bindparam("of_client"), rides.c.idempotency_key == sa.bindparam("key")
+    )
+)
 READ_WRITTEN = Statement(
-    sa.select(*RIDE_COLUMNS).where(rides.c.ride_id.in_(sa.bindparam("ids", expanding=True))).with_for_update()
+    sa.select(*RIDE_COLUMNS, *_FIRST).where(rides.c.ride_id.in_(sa.bindparam("ids", expanding=True))).with_for_update()
 )
 INSERT_RIDE = Statement(rides.insert())
 INSERT_EVENT = Statement(ride_events.insert())
@@ -125,7 +137,7 @@ async def _insert_or_conflict(session: Session, new: Sequence[NewRide]) -> list[
 
 async def _insert(session: Session, new: Sequence[NewRide]) -> list[RequestOutcome]:
     written = await _written_before(session, new) if session.settling else {}
-    at_ms, keyed = await _look(session, [one for one in new if one.ride_id not in written])
+    at_ms, keyed, refusing = await _look(session, [one for one in new if one.ride_id not in written])
     outcomes: list[RequestOutcome] = []
     fresh: list[tuple[NewRide, Ride]] = []
     for one in new:
@@ -133,6 +145,8 @@ async def _insert(session: Session, new: Sequence[NewRide]) -> list[RequestOutco
             outcomes.append(Requested(ride, hint_of(ride), repeated=False))
         elif (stands := keyed.get((one.client_id, one.idempotency_key or ""))) and one.idempotency_key is not None:
             outcomes.append(_repetition(one, stands))
+        elif one.market in refusing:
+            outcomes.append(MarketPaused(one.market, refusing[one.market]))
         else:
             ride = first_answer(one, at_ms)
             fresh.append((one, ride))
@@ -141,62 +155,89 @@ async def _insert(session: Session, new: Sequence[NewRide]) -> list[RequestOutco
         # In the order of their keys, so that two groups with the same keys cannot deadlock.
         fresh.sort(key=lambda pair: (pair[0].client_id, pair[0].idempotency_key or "", pair[0].ride_id))
         await session.insert(INSERT_RIDE, [ride_row(one, ride) for one, ride in fresh])
-        await session.insert(INSERT_EVENT, [event_row(ride, "requested", at_ms) for _, ride in fresh])
+        await session.insert(INSERT_EVENT, _requested_events(fresh, at_ms))
     else:
         session.refused = True  # nothing to commit
     return outcomes
 
 
-async def _look(session: Session, new: Sequence[NewRide]) -> tuple[int, dict[tuple[str, str], _Keyed]]:
-    """The database's time, and which rides stand already under the keys of these."""
+def _requested_events(fresh: Sequence[tuple[NewRide, Ride]], at_ms: int) -> list[Params]:
+    return [event_row(ride, "requested", at_ms, actor=Actor.RIDER) for _, ride in fresh]
+
+
+_Look = tuple[int, dict[tuple[str, str], _Keyed], dict[MarketId, str | None]]
+
+
+async def _look(session: Session, new: Sequence[NewRide]) -> _Look:
+    """The database's time, which rides stand already under the keys of these, and which markets take none, and why."""
+    if not new:
+        return (await rows_of(session, NOW()))[0][0], {}, {}
+    steps = [NOW(), READ_PAUSED(markets=sorted({one.market for one in new}))]
     keys = sorted({(str(one.client_id), one.idempotency_key) for one in new if one.idempotency_key is not None})
-    if not keys:
-        return (await rows_of(session, NOW()))[0][0], {}
-    clock, found = await session.run(NOW(), READ_KEYED(keys=keys))
-    return clock.rows[0][0], dict(_keyed_of(row) for row in found.rows)
+    if keys:
+        steps.append(READ_KEYED(keys=keys))
+    clock, paused, *found = await session.run(*steps)
+    keyed = dict(_keyed_of(row) for reply in found for row in reply.rows)
+    refusing = {market: reason for market, (kind, reason) in paused_of(paused.rows).items() if kind == "refuse"}
+    return clock.rows[0][0], keyed, refusing
 
 
 def _keyed_of(row: Row) -> tuple[tuple[str, str], _Keyed]:
-    ride = ride_of(row)
-    key, body_hash = row[len(RIDE_COLUMNS)], row[len(RIDE_COLUMNS) + 1]
+    ride = _as_first_answered(row)
+    key, body_hash = row[len(RIDE_COLUMNS) + len(_FIRST) :][:2]
     return (ride.client_id, text_of(key)), _Keyed(ride, bytes(body_hash))
 
 
 async def _written_before(session: Session, new: Sequence[NewRide]) -> dict[RideId, Ride]:
     """Those that the attempt committed whose answer was lost; waits for one still committing (P2)."""
     rows = await rows_of(session, READ_WRITTEN(ids=sorted(one.ride_id for one in new)))
-    return {(ride := _as_first_answered(ride_of(row))).ride_id: ride for row in rows}
+    return {(ride := _as_first_answered(row)).ride_id: ride for row in rows}
+
+
+async def answered_before(session: Session, new: NewRide) -> RequestOutcome | None:
+    """What a repetition of an earlier request is answered (P3); None where no ride stands under its key."""
+    key = new.idempotency_key
+    if key is None or not can_be_id(key) or not can_be_id(new.client_id):
+        return None
+    row = await row_of(session, READ_ANSWERED(of_client=new.client_id, key=key))
+    return None if row is None else _repetition(new, _keyed_of(row)[1])
 
 
 def _repetition(new: NewRide, stands: _Keyed) -> RequestOutcome:
     if stands.body_hash != new.body_hash:
         return KeyReused(new.idempotency_key or "")
-    return Requested(_as_first_answered(stands.ride), None, repeated=True)
+    return Requested(stands.ride, None, repeated=True)
 
 
-def _as_first_answered(ride: Ride) -> Ride:
-    """The ride as its 201 showed it: the immutable columns, searching, at version 1 (P3)."""
-    return Ride(
-        ride_id=ride.ride_id,
-        client_id=ride.client_id,
-        market=ride.market,
-        state=RideState.SEARCHING,
+def _as_first_answered(row: Row) -> Ride:
+    """The ride as its 201 showed it, at version 1 (P3): from RIDE_COLUMNS, most of which never change, and _FIRST."""
+    ride, (deadline_at_ms, dropoff) = ride_of(row), row[len(RIDE_COLUMNS) :][: len(_FIRST)]
+    first = None if dropoff is None else json.loads(dropoff)
+    return replace(
+        ride,
+        state=_first_state(ride),
         version=1,
-        pickup=ride.pickup,
-        dropoff=ride.dropoff,
-        seats=ride.seats,
-        vehicle_class=ride.vehicle_class,
-        metadata=ride.metadata,
-        requested_at_ms=ride.requested_at_ms,
-        deadline_at_ms=ride.deadline_at_ms,
+        dropoff=ride.dropoff if dropoff is None else None if first is None else LatLng(*first),
+        deadline_at_ms=ride.deadline_at_ms if deadline_at_ms is None else deadline_at_ms,
         ended_at_ms=None,
         end_reason=None,
+        end_code=None,
         trip=None,
-        tags=ride.tags,
     )
 
 
+def _first_state(ride: Ride) -> RideState:
+    is_later = ride.search_at_ms is not None and ride.search_at_ms > ride.requested_at_ms
+    return RideState.SCHEDULED if is_later else RideState.SEARCHING
+
+
 def first_answer(new: NewRide, at_ms: int) -> Ride:
+    ride = _requested(new, at_ms)
+    return replace(ride, state=_first_state(ride))
+
+
+def _requested(new: NewRide, at_ms: int) -> Ride:
+    pickup_at_ms = new.pickup_at_ms
     return Ride(
         ride_id=new.ride_id,
         client_id=new.client_id,
@@ -209,11 +250,13 @@ def first_answer(new: NewRide, at_ms: int) -> Ride:
         vehicle_class=new.vehicle_class,
         metadata=new.metadata,
         requested_at_ms=at_ms,
-        deadline_at_ms=at_ms + new.deadline_ms,
+        deadline_at_ms=max(at_ms, pickup_at_ms or 0) + new.deadline_ms,
         ended_at_ms=None,
         end_reason=None,
         trip=None,
         tags=new.tags,
+        pickup_at_ms=pickup_at_ms,
+        search_at_ms=None if pickup_at_ms is None else max(at_ms, pickup_at_ms - new.lead_ms),
     )
 
 
@@ -249,6 +292,11 @@ def ride_row(new: NewRide, ride: Ride) -> Params:
         "key_until_ms": None if new.idempotency_key is None else ride.requested_at_ms + KEY_KEPT_MS,
         "body_hash": new.body_hash,
         "tags": storable_tags(ride.tags),
+        "pickup_at_ms": ride.pickup_at_ms,
+        "search_at_ms": ride.search_at_ms,
+        "first_deadline_at_ms": None,
+        "first_dropoff": None,
+        "end_code": None,
     }
 
 

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from geo.model import DriverId, LatLng, MarketId
 from matcher.model import (
+    NO_RIDE,
+    Actor,
     ClientId,
     Driver,
     DriverStatus,
@@ -47,6 +49,9 @@ RIDE_COLUMNS: Columns = (
     rides.c.ended_at_ms,
     rides.c.end_reason,
     rides.c.tags,
+    rides.c.pickup_at_ms,
+    rides.c.search_at_ms,
+    rides.c.end_code,
 )
 TRIP_COLUMNS: Columns = (
     trips.c.trip_id,
@@ -62,6 +67,10 @@ TRIP_COLUMNS: Columns = (
     trips.c.abandon_at_ms,
     trips.c.end_reason,
     trips.c.decision,
+    trips.c.due_at_ms,
+    trips.c.accepted_at_ms,
+    trips.c.release_at_ms,
+    trips.c.end_code,
 )
 RIDE_AND_TRIP: Columns = RIDE_COLUMNS + TRIP_COLUMNS
 _TRIP_AT = len(RIDE_COLUMNS)
@@ -133,6 +142,9 @@ def ride_of(row: Row, trip: Trip | None = None) -> Ride:
         end_reason=row[15],
         trip=trip,
         tags=tags_of(row[16]),
+        pickup_at_ms=row[17],
+        search_at_ms=row[18],
+        end_code=row[19],
     )
 
 
@@ -159,6 +171,10 @@ def _trip_of(row: Row) -> Trip:
         abandon_at_ms=row[at + 10],
         end_reason=row[at + 11],
         decision=json.loads(row[at + 12]),
+        due_at_ms=row[at + 13],
+        accepted_at_ms=row[at + 14],
+        release_at_ms=row[at + 15],
+        end_code=row[at + 16],
     )
 
 
@@ -173,6 +189,8 @@ def driver_of(row: Row) -> Driver:
         epoch=row[5],
         updated_at_ms=row[6],
         tags=tags_of(row[7]),
+        version=row[8],
+        status_code=row[9],
     )
 
 
@@ -188,10 +206,21 @@ def event_of(row: Row) -> RideEvent:
         trip_id=None if trip_id is None else TripId(trip_id),
         reason=row[7],
         at_ms=row[8],
+        code=row[9],
+        actor=row[10],
     )
 
 
-def event_row(ride: Ride, event: str, at_ms: int, trip: Trip | None = None, reason: str | None = None) -> Params:
+def event_row(
+    ride: Ride,
+    event: str,
+    at_ms: int,
+    trip: Trip | None = None,
+    *,
+    actor: Actor,
+    code: str | None = None,
+    reason: str | None = None,
+) -> Params:
     """The event of the change that made `ride` what it is; not announced yet."""
     return {
         "ride_id": ride.ride_id,
@@ -204,8 +233,15 @@ def event_row(ride: Ride, event: str, at_ms: int, trip: Trip | None = None, reas
         "reason": reason,
         "at_ms": at_ms,
         "pending": 1,
+        "code": code,
+        "actor": actor.value,
     }
 
 
 def hint_of(ride: Ride, trip: Trip | None = None) -> Hint:
     return Hint(ride.ride_id, ride.version, ride.market, None if trip is None else trip.driver_id)
+
+
+def driver_hint(driver: Driver) -> Hint | None:
+    """What tells a driver's sessions that its row has changed; None where it never signed on, so that it has none."""
+    return None if driver.market is None else Hint(NO_RIDE, driver.version, driver.market, driver.driver_id)

@@ -101,9 +101,15 @@ rides = sa.Table(
     sa.Column("key_until_ms", sa.BigInteger),
     sa.Column("body_hash", _hash(), nullable=False),
     sa.Column("tags", _word(TAGS_CHARS_MAX), nullable=False, server_default=""),  # sorted, comma separated
+    sa.Column("pickup_at_ms", sa.BigInteger),  # of a scheduled ride
+    sa.Column("search_at_ms", sa.BigInteger),  # when a scheduled ride takes its place in the queue
+    sa.Column("first_deadline_at_ms", sa.BigInteger),  # as first answered, where it was put off since
+    sa.Column("first_dropoff", _json()),  # the same of the destination: [lat, lon] or null; NULL: not changed
+    sa.Column("end_code", _word(32)),
     sa.UniqueConstraint("client_id", "idempotency_key", name="rides_key"),  # P3
     sa.Index("rides_of_client", "client_id", "ride_id"),
     sa.Index("rides_open", "market", "state", "deadline_at_ms"),
+    sa.Index("rides_scheduled", "market", "state", "search_at_ms"),
     sa.Index("rides_key_until", "key_until_ms"),
     **_INNODB,
 )
@@ -126,9 +132,12 @@ trips = sa.Table(
     sa.Column("started_at_ms", sa.BigInteger),
     sa.Column("ended_at_ms", sa.BigInteger),
     sa.Column("abandon_at_ms", sa.BigInteger, nullable=False),
-    sa.Column("due_at_ms", sa.BigInteger, nullable=False),  # an offer's end, then abandon_at_ms
+    sa.Column("due_at_ms", sa.BigInteger, nullable=False),  # an offer's end, a late `next`'s, then abandon_at_ms
     sa.Column("end_reason", _reason()),
     sa.Column("decision", _json(), nullable=False),
+    sa.Column("accepted_at_ms", sa.BigInteger),
+    sa.Column("release_at_ms", sa.BigInteger),  # when it is released if it is still in `next`
+    sa.Column("end_code", _word(32)),
     sa.UniqueConstraint("driver_id", "live_slot", name="trips_driver_slot"),  # P1
     sa.UniqueConstraint("ride_id", "live", name="trips_ride_live"),  # P1
     sa.Index("trips_live", "live", "due_at_ms", "driver_id"),
@@ -147,6 +156,10 @@ drivers = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
     sa.Column("tags", _word(TAGS_CHARS_MAX), nullable=False, server_default=""),  # sorted, comma separated
+    sa.Column("version", sa.Integer, nullable=False, server_default="0"),  # grows with every change of the row
+    sa.Column("status_code", _word(32)),  # why the service itself changed the status
+    sa.Column("missed_offers", sa.Integer, nullable=False, server_default="0"),  # in a row, run out unanswered
+    sa.Column("lost_at_ms", sa.BigInteger),  # since when the socket is lost that an offer was shown on
     **_INNODB,
 )
 
@@ -163,6 +176,8 @@ ride_events = sa.Table(
     sa.Column("reason", _reason()),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Column("pending", sa.SmallInteger),  # 1 until announced, then NULL
+    sa.Column("code", _word(32)),
+    sa.Column("actor", _word(16)),
     sa.Index("ride_events_pending", "pending", "at_ms"),
     **_INNODB,
 )
@@ -200,5 +215,80 @@ ride_waits = sa.Table(
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Column("reason", _word(32), nullable=False),
     sa.Column("detail", _json(), nullable=False),
+    **_INNODB,
+)
+
+#: One row a matcher process that lives, so that each knows its fair share of the markets.
+matchers = sa.Table(
+    "matchers",
+    METADATA,
+    sa.Column("holder", _NAME, primary_key=True),
+    sa.Column("seen_at_ms", sa.BigInteger, nullable=False),
+    **_INNODB,
+)
+
+#: What an operator said of a market; no row: it is open.
+market_states = sa.Table(
+    "market_states",
+    METADATA,
+    sa.Column("market", _exact(64), primary_key=True),
+    sa.Column("new_rides", _word(16)),  # while paused, 'refuse' or 'queue'; NULL: open
+    sa.Column("reason", _reason()),
+    sa.Column("changed_by", _NAME),
+    sa.Column("changed_at_ms", sa.BigInteger, nullable=False),
+    **_INNODB,
+)
+
+#: Who waits at a place, first in first out by (entered_at_ms, driver_id); a driver waits at one place at most.
+zone_places = sa.Table(
+    "zone_places",
+    METADATA,
+    sa.Column("driver_id", _NAME, primary_key=True),
+    sa.Column("market", _exact(64), nullable=False),
+    sa.Column("zone", _exact(32), nullable=False),
+    sa.Column("entered_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("away_since_ms", sa.BigInteger),  # not seen in the zone since; NULL: it is there
+    sa.Column("trip_id", _ID),  # the trip it left for, for which its place is kept
+    sa.Index("zone_places_in_turn", "market", "zone", "entered_at_ms"),
+    **_INNODB,
+)
+
+#: Where a client wants its rides' events sent.
+webhooks = sa.Table(
+    "webhooks",
+    METADATA,
+    sa.Column("client_id", _NAME, primary_key=True),
+    sa.Column("url", _json(), nullable=False),
+    sa.Column("secret", _NAME, nullable=False),  # signs the deliveries
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    **_INNODB,
+)
+
+#: Events on their way to a client, and those given up; a row goes when it was delivered.
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    METADATA,
+    sa.Column("ride_id", _ID, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("client_id", _NAME, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("due_at_ms", sa.BigInteger),  # the next attempt; NULL: given up
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("last_error", _reason()),
+    sa.Index("webhook_deliveries_due", "due_at_ms"),
+    sa.Index("webhook_deliveries_of_client", "client_id", "created_at_ms"),
+    **_INNODB,
+)
+
+#: Where a trip's driver drove, in parts as the driver's session wrote them.
+trip_paths = sa.Table(
+    "trip_paths",
+    METADATA,
+    sa.Column("trip_id", _ID, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("distance_m", sa.Double, nullable=False),
+    sa.Column("points", _json(), nullable=False),  # [[lat, lon], ...], thinned
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
     **_INNODB,
 )

@@ -82,8 +82,30 @@ class City:
         fix = Fix(DriverId(name), at.lat, at.lon, epoch, 1, self.seq, age_ms, "standard", 4)
         await self.feed.publish(NYC, [fix])
 
-    async def request(self, at: LatLng = HERE, *, deadline_ms: int = 600_000) -> RideId:
-        new = NewRide(new_ride_id(), ClientId("c"), NYC, at, None, 1, "standard", deadline_ms, {}, None, os.urandom(32))
+    async def request(
+        self,
+        at: LatLng = HERE,
+        *,
+        deadline_ms: int = 600_000,
+        dropoff: LatLng | None = None,
+        pickup_at_ms: int | None = None,
+        lead_ms: int = 0,
+    ) -> RideId:
+        new = NewRide(
+            new_ride_id(),
+            ClientId("c"),
+            NYC,
+            at,
+            dropoff,
+            1,
+            "standard",
+            deadline_ms,
+            {},
+            None,
+            os.urandom(32),
+            pickup_at_ms=pickup_at_ms,
+            lead_ms=lead_ms,
+        )
         outcome = await self.desk.request(new)
         assert isinstance(outcome, Requested)
         return outcome.ride.ride_id
@@ -100,6 +122,29 @@ class City:
         await until_true(there, f"{ride_id} {state}")
         return await self.ride(ride_id)
 
+    async def offered_to(self, ride_id: RideId, name: str) -> Ride:
+        return await self._with(ride_id, RideState.OFFERED, name)
+
+    async def assigned_to(self, ride_id: RideId, name: str) -> Ride:
+        return await self._with(ride_id, RideState.ASSIGNED, name)
+
+    async def _with(self, ride_id: RideId, state: RideState, name: str) -> Ride:
+        async def there() -> bool:
+            ride = await self.ride(ride_id)
+            return ride.state is state and ride.trip is not None and ride.trip.driver_id == name
+
+        await until_true(there, f"{ride_id} {state} to {name}")
+        return await self.ride(ride_id)
+
+    async def queued(self, *names: str) -> None:
+        """Waits until these stand in the queues of the market's places, in this order."""
+
+        async def there() -> bool:
+            queues = await self.store.zone_queues(NYC)
+            return [driver for waiting in queues.values() for driver in waiting] == list(names)
+
+        await until_true(there, f"queued: {names}")
+
     async def does(self, ride_id: RideId, *moves: Move) -> None:
         """The ride's driver does these in turn."""
         trip = (await self.ride(ride_id)).trip
@@ -111,8 +156,8 @@ class City:
 @contextlib.asynccontextmanager
 async def city_of(url: str, solver: SolverChild, **policy: Any) -> AsyncIterator[City]:
     """A city whose feed and announcer run; the test runs the dispatcher."""
-    store = await Store.open(url, lease_s=LEASE_S)
     market = Market(NYC, Circle(HERE, 30_000.0), **{"window_s": 0.1, **policy})
+    store = await Store.open(url, lease_s=LEASE_S, lives={NYC: market.life})
     try:
         await store.migrate()
         city = City(store, market, solver)

@@ -18,15 +18,30 @@ from urllib.parse import urlsplit
 
 from geo.model import DriverId, LatLng, MarketId
 from matcher.ids import new_ride_id, new_trip_id
-from matcher.model import ClientId, Hint, Move, NewRide, Ride, RideId, Slot, Trip
-from matcher.outcomes import Committed, Done, Pairing, Requested
+from matcher.model import ClientId, Hint, Move, NewRide, Ride, RideEvent, RideId, Slot, Trip, TripId
+from matcher.outcomes import AssignOutcome, Committed, Done, Pairing, Requested
 from matcher.store import Store
+from matcher.store_operator import Assignment
 from tests.servers import mysql_connection
 
 MARKET = MarketId("new-york")
 HOLDER = "matcher-1"
 HOUR_MS = 3_600_000
-TABLES = ("rides", "trips", "drivers", "ride_events", "market_leases", "batches", "ride_waits")
+TABLES = (
+    "rides",
+    "trips",
+    "drivers",
+    "ride_events",
+    "market_leases",
+    "batches",
+    "ride_waits",
+    "matchers",
+    "market_states",
+    "zone_places",
+    "webhooks",
+    "webhook_deliveries",
+    "trip_paths",
+)
 
 
 def new_ride(
@@ -39,6 +54,8 @@ def new_ride(
     metadata: Mapping[str, Any] | None = None,
     dropoff: LatLng | None = None,
     tags: tuple[str, ...] = (),
+    pickup_at_ms: int | None = None,
+    lead_ms: int = 0,
 ) -> NewRide:
     return NewRide(
         ride_id=new_ride_id(),
@@ -53,10 +70,19 @@ def new_ride(
         idempotency_key=key,
         body_hash=body.ljust(32, b"\0"),
         tags=tags,
+        pickup_at_ms=pickup_at_ms,
+        lead_ms=lead_ms,
     )
 
 
-def pairing(ride: Ride, driver_id: str, *, slot: Slot = Slot.NOW, abandon_after_ms: int = HOUR_MS) -> Pairing:
+def pairing(
+    ride: Ride,
+    driver_id: str,
+    *,
+    slot: Slot = Slot.NOW,
+    abandon_after_ms: int = HOUR_MS,
+    release_after_ms: int | None = None,
+) -> Pairing:
     return Pairing(
         trip_id=new_trip_id(),
         ride_id=ride.ride_id,
@@ -67,6 +93,7 @@ def pairing(ride: Ride, driver_id: str, *, slot: Slot = Slot.NOW, abandon_after_
         distance_m=789.01,
         abandon_after_ms=abandon_after_ms,
         decision={"batch": "b-1", "cost": {"pickup_s": 123.456}},
+        release_after_ms=release_after_ms,
     )
 
 
@@ -101,8 +128,17 @@ class StoreCase:
     async def commit(self, *pairings: Pairing, offer_ttl_ms: int | None = None) -> Committed:
         return await self.store.commit_plan(MARKET, await self.lease(), pairings, offer_ttl_ms=offer_ttl_ms)
 
-    async def match(self, ride: Ride, driver_id: str, *, slot: Slot = Slot.NOW, **options: Any) -> Trip:
-        committed = await self.commit(pairing(ride, driver_id, slot=slot), **options)
+    async def match(
+        self,
+        ride: Ride,
+        driver_id: str,
+        *,
+        slot: Slot = Slot.NOW,
+        release_after_ms: int | None = None,
+        offer_ttl_ms: int | None = None,
+    ) -> Trip:
+        plan = pairing(ride, driver_id, slot=slot, release_after_ms=release_after_ms)
+        committed = await self.commit(plan, offer_ttl_ms=offer_ttl_ms)
         assert not committed.lost
         return committed.trips[0]
 
@@ -116,10 +152,30 @@ class StoreCase:
         """The trip's driver does these in turn, each of which must take effect."""
         ride = await self.now(trip.ride_id)
         for move in moves:
-            outcome = await self.store.move_trip(trip.trip_id, move, driver_id=trip.driver_id)
-            assert isinstance(outcome, Done), outcome
-            ride = outcome.ride
+            ride = await self.done(await self.store.move_trip(trip.trip_id, move, driver_id=trip.driver_id))
         return ride
+
+    async def offered(self, driver_id: str | None = None, **options: Any) -> tuple[Ride, Trip]:
+        """A new ride that is offered to a driver (a new one unless named) for a minute."""
+        return await self.matched(driver_id, offer_ttl_ms=60_000, **options)
+
+    async def under_way(self, driver_id: str | None = None) -> tuple[Ride, Trip]:
+        """A new ride with its passenger aboard."""
+        _, trip = await self.matched(driver_id)
+        return await self.move(trip, Move.ARRIVE, Move.START), trip
+
+    async def assign(self, ride_id: RideId, driver_id: str, *, offer_ttl_ms: int | None = None) -> AssignOutcome:
+        """An operator's assignment."""
+        new = Assignment(
+            ride_id, DriverId(driver_id), new_trip_id(), "by phone", "ann", HOUR_MS, offer_ttl_ms=offer_ttl_ms
+        )
+        return await self.store.assign_ride(new)
+
+    async def done(self, outcome: object) -> Ride:
+        """The ride of a command that took effect: as its row says it now."""
+        assert isinstance(outcome, Done), outcome
+        assert await self.now(outcome.ride.ride_id) == outcome.ride
+        return outcome.ride
 
     async def now(self, ride_id: RideId) -> Ride:
         ride = await self.store.ride(ride_id)
@@ -131,6 +187,22 @@ class StoreCase:
 
     async def events(self, ride_id: RideId) -> list[str]:
         return [event.type for event in await self.store.events_after({ride_id: 0}, limit=100)]
+
+    async def newest_event(self, ride_id: RideId) -> RideEvent:
+        """The event of the ride's present version."""
+        ride = await self.now(ride_id)
+        [event] = await self.store.events_after({ride_id: ride.version - 1}, limit=100)
+        assert (event.version, event.state) == (ride.version, ride.state)
+        return event
+
+    async def slots(self, driver_id: DriverId) -> dict[TripId, Slot | None]:
+        """The driver's live trips and the places that they take."""
+        live = await self.store.live_trips([driver_id])
+        return {ride.trip.trip_id: ride.trip.slot for ride in live if ride.trip is not None}
+
+    async def waiting_ids(self) -> list[RideId]:
+        """The rides that a batch would see, in the order of the queue."""
+        return [ride.ride_id for ride in (await self.store.waiting(MARKET, limit=100)).rides]
 
     # the back door
 
@@ -153,6 +225,14 @@ class StoreCase:
             24 * HOUR_MS,
             trip.trip_id,
         )
+
+    def past_offer(self, trip: Trip) -> None:
+        """As if the time for the offer (or of a `next` trip for its turn) had passed, and nothing else."""
+        self.sql("UPDATE trips SET due_at_ms = due_at_ms - ? WHERE trip_id = ?", 24 * HOUR_MS, trip.trip_id)
+
+    def lost_since(self, driver_id: DriverId, ms: int) -> None:
+        """As if the driver's socket, which is noted as lost, had been so for `ms` more."""
+        self.sql("UPDATE drivers SET lost_at_ms = lost_at_ms - ? WHERE driver_id = ?", ms, driver_id)
 
     @property
     def is_sqlite(self) -> bool:

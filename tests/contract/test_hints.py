@@ -11,7 +11,7 @@ import pytest
 
 from geo.model import DriverId, MarketId
 from matcher.hints import Hints, HintsUnavailable, LocalHints, RedisHints, Resync
-from matcher.model import Hint, RideId
+from matcher.model import NO_RIDE, Hint, RideId
 from tests.proxy import Proxy
 from tests.servers import RedisServer, redis_client
 
@@ -108,6 +108,16 @@ class HintsContract:
             for ear in (near, far):
                 await ear.until(lambda ear: len(ear.hints) >= 3)
                 assert sorted(ear.hints, key=lambda hint: hint.version) == sent
+
+    async def test_hints_of_a_drivers_row_and_of_a_markets_queues_are_passed_on_as_they_are(
+        self, hints: Hints, other: Hints
+    ) -> None:
+        async with listening(other) as far:
+            ride = self.hint(1)
+            sent = [ride, Hint(NO_RIDE, 2, ride.market, DriverId("anna")), Hint(NO_RIDE, 3, ride.market, None)]
+            await hints.publish(sent)
+            await far.until(lambda ear: len(ear.hints) >= 3)
+            assert far.hints == sent
 
     async def test_hints_of_one_market_keep_their_order(self, hints: Hints) -> None:
         async with listening(hints) as ear:

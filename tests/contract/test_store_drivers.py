@@ -16,7 +16,9 @@ D = DriverId("dörte 1")
 
 class TestDrivers:
     async def test_a_new_driver_is_offline_in_no_market(self, case: StoreCase) -> None:
-        driver = await case.store.put_driver(D, vehicle_class="xl", seats=6)
+        put = await case.store.put_driver(D, vehicle_class="xl", seats=6)
+        driver = put.driver
+        assert put.hints == ()  # nobody can have been told of it
         assert (driver.status, driver.vehicle_class, driver.seats) == (DriverStatus.OFFLINE, "xl", 6)
         assert (driver.market, driver.epoch) == (None, 0)
         assert await case.store.driver(D) == driver
@@ -25,22 +27,23 @@ class TestDrivers:
 
     async def test_putting_again_changes_what_is_given_and_keeps_the_session(self, case: StoreCase) -> None:
         await case.driver(D)
-        driver = await case.store.put_driver(D, vehicle_class="xl", seats=7)
+        driver = (await case.store.put_driver(D, vehicle_class="xl", seats=7)).driver
         assert (driver.vehicle_class, driver.seats, driver.epoch) == ("xl", 7, 1)
         assert (driver.status, driver.market) == (DriverStatus.ONLINE, MARKET)
-        driver = await case.store.put_driver(D, vehicle_class="xl", seats=7, status=DriverStatus.SUSPENDED)
-        assert driver.status is DriverStatus.SUSPENDED
+        put = await case.store.put_driver(D, vehicle_class="xl", seats=7, status=DriverStatus.SUSPENDED)
+        assert put.driver.status is DriverStatus.SUSPENDED
 
     async def test_a_driver_has_the_tags_that_were_put_last(self, case: StoreCase) -> None:
-        driver = await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=["pets", "child_seat", "pets"])
+        tags = ["pets", "child_seat", "pets"]
+        driver = (await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=tags)).driver
         assert driver.tags == ("child_seat", "pets")
         assert await case.store.driver(D) == driver
         signed_on = await case.store.sign_on(D, MARKET)
         assert signed_on is not None
         assert signed_on.driver.tags == ("child_seat", "pets")
         whole = [f"{n:02d}" + "x" * 22 for n in range(32)]
-        assert (await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=whole)).tags == tuple(whole)
-        assert (await case.store.put_driver(D, vehicle_class="xl", seats=6)).tags == ()
+        assert (await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=whole)).driver.tags == tuple(whole)
+        assert (await case.store.put_driver(D, vehicle_class="xl", seats=6)).driver.tags == ()
 
     async def test_tags_that_cannot_be_stored_are_refused(self, case: StoreCase) -> None:
         with pytest.raises(StoreUnavailable, match="tags"):
@@ -49,7 +52,7 @@ class TestDrivers:
 
     async def test_many_who_put_the_same_driver_at_once_all_succeed(self, case: StoreCase) -> None:
         jobs = [case.store.put_driver(D, vehicle_class="standard", seats=n) for n in range(1, 9)]
-        assert {driver.driver_id for driver in await asyncio.gather(*jobs)} == {D}
+        assert {put.driver.driver_id for put in await asyncio.gather(*jobs)} == {D}
 
 
 class TestSessions:
@@ -104,14 +107,14 @@ class TestSessions:
         await case.driver(D)
         await case.driver(D)
         assert await case.store.set_status(D, DriverStatus.ON_BREAK, epoch=1) is None
-        driver = await case.store.set_status(D, DriverStatus.ON_BREAK, epoch=2)
-        assert driver is not None
-        assert driver.status is DriverStatus.ON_BREAK
+        outcome = await case.store.set_status(D, DriverStatus.ON_BREAK, epoch=2)
+        assert outcome is not None
+        assert outcome.driver.status is DriverStatus.ON_BREAK
         assert await case.store.set_status(DriverId("nobody"), DriverStatus.ONLINE, epoch=None) is None
 
     async def test_a_session_does_not_lift_a_suspension(self, case: StoreCase) -> None:
         await case.driver(D)
         await case.store.set_status(D, DriverStatus.SUSPENDED, epoch=None)
-        driver = await case.store.set_status(D, DriverStatus.ONLINE, epoch=1)
-        assert driver is not None
-        assert driver.status is DriverStatus.SUSPENDED
+        outcome = await case.store.set_status(D, DriverStatus.ONLINE, epoch=1)
+        assert outcome is not None
+        assert outcome.driver.status is DriverStatus.SUSPENDED

@@ -30,8 +30,8 @@ class TestProgress:
             assert isinstance(outcome, Done)
             ride = outcome.ride
             assert (ride.state, ride.version) == (state, before.version + 1)
-            assert outcome.hint is not None
-            assert (outcome.hint.version, outcome.hint.driver_id) == (ride.version, trip.driver_id)
+            [hint] = outcome.hints
+            assert (hint.version, hint.driver_id) == (ride.version, trip.driver_id)
             assert await case.now(ride.ride_id) == ride
         assert ride.trip is not None
         assert ride.trip.arrived_at_ms is not None
@@ -47,7 +47,7 @@ class TestProgress:
         course = {Move.START: [Move.ARRIVE], Move.COMPLETE: [Move.ARRIVE, Move.START]}
         first = await case.move(trip, *course.get(move, []), move)
         again = await case.store.move_trip(trip.trip_id, move, driver_id=trip.driver_id)
-        assert again == Done(first, None)
+        assert again == Done(first, ())
 
     async def test_a_command_out_of_turn_changes_nothing_and_says_what_is_allowed(self, case: StoreCase) -> None:
         ride, trip = await case.matched()
@@ -55,11 +55,31 @@ class TestProgress:
         assert outcome == NotAllowed(ride, (Move.ARRIVE, Move.DRIVER_CANCEL))
         assert await case.now(ride.ride_id) == ride
 
-    async def test_a_completed_trip_allows_nothing_more(self, case: StoreCase) -> None:
+    @pytest.mark.parametrize("move", [Move.DRIVER_CANCEL, Move.DECLINE, Move.RIDER_NO_SHOW])
+    async def test_a_completed_trip_allows_nothing_more(self, case: StoreCase, move: Move) -> None:
         _, trip = await case.matched()
         done = await case.move(trip, Move.ARRIVE, Move.START, Move.COMPLETE)
-        outcome = await case.store.move_trip(trip.trip_id, Move.START, driver_id=trip.driver_id)
+        outcome = await case.store.move_trip(trip.trip_id, move, driver_id=trip.driver_id)
         assert outcome == NotAllowed(done, ())
+
+    @pytest.mark.parametrize("move", [Move.ACCEPT, Move.ARRIVE, Move.START])
+    async def test_a_command_repeated_after_later_ones_answers_with_the_present_state(
+        self, case: StoreCase, move: Move
+    ) -> None:
+        """P3: whoever hears no answer asks again, however long that takes."""
+        _, trip = await case.matched()
+        done = await case.move(trip, Move.ARRIVE, Move.START, Move.COMPLETE)
+        assert await case.store.move_trip(trip.trip_id, move, driver_id=trip.driver_id) == Done(done, ())
+        assert await case.now(done.ride_id) == done
+
+    async def test_an_acceptance_repeated_on_a_row_of_the_version_before_is_known_by_its_state(
+        self, case: StoreCase
+    ) -> None:
+        """P3: that version wrote no time of it."""
+        ride, trip = await case.matched()
+        case.sql("UPDATE trips SET accepted_at_ms = NULL")
+        outcome = await case.store.move_trip(trip.trip_id, Move.ACCEPT, driver_id=trip.driver_id)
+        assert outcome == Done(await case.now(ride.ride_id), ())
 
     async def test_another_drivers_trip_is_not_moved(self, case: StoreCase) -> None:
         """P11"""
@@ -174,32 +194,10 @@ class TestSlots:
         _, after = await case.matched(driver, slot=Slot.NEXT)
         return driver, now.trip_id, after.trip_id
 
-    async def slots(self, case: StoreCase, driver: DriverId) -> dict[TripId, Slot | None]:
-        rides = await case.store.live_trips([driver])
-        return {ride.trip.trip_id: ride.trip.slot for ride in rides if ride.trip is not None}
-
-    @pytest.mark.parametrize("how", ["complete", "driver", "rider", "abandoned"])
-    async def test_every_end_of_now_promotes_next(self, case: StoreCase, how: str) -> None:
-        driver, now, after = await self.engaged_twice(case)
-        assert await self.slots(case, driver) == {now: Slot.NOW, after: Slot.NEXT}
-        [ride] = [one for one in await case.store.live_trips([driver]) if one.trip and one.trip.trip_id == now]
-        assert ride.trip is not None
-        if how == "complete":
-            await case.move(ride.trip, Move.ARRIVE, Move.START, Move.COMPLETE)
-        elif how == "driver":
-            await case.move(ride.trip, Move.DRIVER_CANCEL)
-        elif how == "rider":
-            assert isinstance(await case.store.cancel_ride(ride.ride_id, client_id=None, reason="x"), Done)
-        else:
-            case.past_limit(ride.trip)
-            assert len(await case.sweep()) == 1
-        assert await self.slots(case, driver) == {after: Slot.NOW}
-        assert (await case.store.audit()).holds
-
     async def test_the_end_of_next_leaves_now(self, case: StoreCase) -> None:
         driver, now, after = await self.engaged_twice(case)
         await case.store.move_trip(after, Move.DRIVER_CANCEL, driver_id=driver)
-        assert await self.slots(case, driver) == {now: Slot.NOW}
+        assert await case.slots(driver) == {now: Slot.NOW}
 
     async def test_a_promoted_trip_goes_on_to_its_end(self, case: StoreCase) -> None:
         driver, now, after = await self.engaged_twice(case)

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
 from api import schema
 from api.client import ApiError, Backoff, DispatchClient, DriverClient, GaveUp, Retry, new_session
 from api.client_driver import CommandRefused, DriverOptions
-from tests.e2e.wire_service import WireService, event, ride, running
+from tests.e2e.wire_service import OFFER_ENDS_AT, WireService, event, ride, running
 
 QUICK = Retry(deadline_s=5.0, attempt_s=2.0, backoff=Backoff(0.01, 0.05))
 DRIVER_AT = b'event: driver\ndata: {"driver_id":"d","lat":1,"lon":2,"age_s":0.5,"pickup_s":9}\n\n'
@@ -153,6 +154,10 @@ class Heard:
     def __init__(self) -> None:
         self.welcomes: list[schema.WelcomeFrame] = []
         self.rides: list[schema.RideOut] = []
+        self.offers: list[tuple[str, float]] = []
+        self.withdrawn: list[tuple[str, str]] = []
+        self.statuses: list[tuple[str, str | None]] = []
+        self.queues: list[schema.QueueFrame] = []
         self.lost: list[str] = []
 
     def on_welcome(self, welcome: schema.WelcomeFrame) -> None:
@@ -160,6 +165,18 @@ class Heard:
 
     def on_ride(self, ride: schema.RideOut) -> None:
         self.rides.append(ride)
+
+    def on_offer(self, ride: schema.RideOut, expires_in_s: float) -> None:
+        self.offers.append((ride.id, expires_in_s))
+
+    def on_offer_withdrawn(self, ride: schema.RideOut, code: str) -> None:
+        self.withdrawn.append((ride.id, code))
+
+    def on_status(self, status: str, code: str | None) -> None:
+        self.statuses.append((status, code))
+
+    def on_queue(self, queue: schema.QueueFrame) -> None:
+        self.queues.append(queue)
 
     def on_lost(self, why: str) -> None:
         self.lost.append(why)
@@ -360,6 +377,66 @@ async def test_a_ping_is_answered_and_a_trip_is_told(service: WireService) -> No
         await service.send(service.sockets[0], schema.TripChangedFrame(ride(state="assigned", version=2, driver="d1")))
         await until(lambda: bool(heard.rides) and service.pings == 1)
         assert heard.rides[0].trip is not None
+
+
+async def test_offers_status_and_queue_are_told(service: WireService) -> None:
+    offered = ride(state="offered", version=2, driver="d1")
+    frames: list[schema.DownFrame] = [
+        schema.OfferFrame(offered, OFFER_ENDS_AT, 12.5, "now"),
+        schema.OfferWithdrawnFrame(offered, "rider_cancelled"),
+        schema.StatusChangedFrame("on_break", "missed_offers"),
+        schema.QueueFrame("airport", 3, 9),
+    ]
+    async with driving(service) as (driver, heard, _):
+        await until(lambda: driver.is_connected)
+        for frame in frames:
+            await service.send(service.sockets[0], frame)
+        await until(lambda: bool(heard.queues))
+        assert (heard.offers, heard.withdrawn) == ([("r_1", 12.5)], [("r_1", "rider_cancelled")])
+        assert heard.statuses == [("on_break", "missed_offers")]
+        assert heard.queues == [schema.QueueFrame("airport", 3, 9)]
+        assert heard.rides == []
+
+
+async def test_an_offer_that_stands_and_a_place_in_a_queue_are_told_with_the_welcome(service: WireService) -> None:
+    """What is left of the offer's time is reckoned by the service's clock, not by the phone's."""
+    service.welcome_rides = [ride("r_0", state="assigned", driver="d1"), ride(state="offered", driver="d1")]
+    service.welcome_queue = schema.QueueFrame("airport", 1, 1)
+    async with driving(service) as (_, heard, _):
+        await until(lambda: bool(heard.queues))
+        assert heard.offers == [("r_1", 30.0)]
+        assert [each.id for each in heard.welcomes[0].rides] == ["r_0", "r_1"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [("accept", schema.AcceptFrame), ("decline", schema.DeclineFrame), ("no_show", schema.NoShowFrame)],
+)
+async def test_a_driver_answers_an_offer_and_reports_a_no_show(
+    service: WireService, verb: str, kind: type[schema.TripFrame]
+) -> None:
+    async with driving(service) as (driver, _, _):
+        await until(lambda: driver.is_connected)
+        assert await driver.command(verb, "t_1") is not None
+        assert [frame.trip_id for frame in service.frames if isinstance(frame, kind)] == ["t_1"]
+
+
+async def test_a_driver_that_signed_off_is_not_put_online_by_a_reconnect(service: WireService) -> None:
+    async with driving(service) as (driver, heard, _):
+        await until(lambda: driver.is_connected)
+        assert await driver.set_status("offline")
+        await service.sockets[0].close(code=1011)
+        await until(lambda: len(heard.welcomes) == 2)
+        assert [request.query.get("online") for request in service.requests] == [None, "false"]
+
+
+async def test_a_frame_that_only_a_newer_service_knows_is_passed_over(service: WireService) -> None:
+    async with driving(service) as (driver, heard, _):
+        await until(lambda: driver.is_connected)
+        await service.sockets[0].send_bytes(msgspec.msgpack.encode({"type": "fireworks", "colour": "blue"}))
+        await service.send(service.sockets[0], schema.QueueFrame())
+        await until(lambda: bool(heard.queues))
+        assert len(heard.welcomes) == 1
 
 
 async def test_a_frame_that_is_none_costs_the_socket_and_not_the_app(service: WireService) -> None:

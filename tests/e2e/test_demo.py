@@ -87,10 +87,10 @@ def test_a_demo_ends_by_itself_with_books_that_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(150)
-def test_ctrl_c_in_the_middle_closes_the_books_and_leaves_no_process(tmp_path: Path) -> None:
-    process = started(tmp_path, "--json")
+def test_ctrl_c_amid_offers_closes_the_books_and_leaves_no_process(tmp_path: Path) -> None:
+    process = started(tmp_path, "--json", "--offers")
     try:
-        wait_until(lambda: "matched" in said(tmp_path), tmp_path)
+        wait_until(lambda: "offered" in said(tmp_path), tmp_path)
         family = psutil.Process(process.pid).children(recursive=True)
         assert family, "the service is a process of its own"
         process.send_signal(signal.SIGINT)
@@ -99,7 +99,9 @@ def test_ctrl_c_in_the_middle_closes_the_books_and_leaves_no_process(tmp_path: P
         process.kill()
     assert left_behind(family) == []
     assert "Traceback" not in said(tmp_path)
-    assert last_object(tmp_path)["audit"]["holds"]
+    figures = last_object(tmp_path)
+    assert figures["audit"]["holds"], figures["audit"]
+    assert figures["offers"] >= figures["accepted"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 

@@ -170,6 +170,7 @@ class TestWhyThisDriver:
             "state": "assigned",
             "market": MARKET,
             "batch": DECISION["batch"],
+            "by_hand": None,
             "chosen": DECISION["chosen"] | {"driver_id": "d1", "trip_id": trip.trip_id},
             "alternatives": without_rivals(DECISION["alternatives"]),
             "waiting": None,

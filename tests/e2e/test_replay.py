@@ -30,6 +30,30 @@ SETTINGS = {"HEXHAIL_MAX_SPEED_MPS": "5000", "HEXHAIL_LEASE_S": "2", "HEXHAIL_LO
 #: 40 times life: the city's 240 recorded seconds of rides take 6, deadlines of 600 s are 15.
 PLAY = ("--speed", "40", "--driver-speed-mps", "12", "--json", "--drain-s", "60", "--boarding-s", "5")
 CITY_S = 240
+#: Drivers are asked, and given a next ride before the present one has ended; every limit is near.
+ASKING = {
+    "id": "new-york",
+    "center_lat": 40.75,
+    "center_lon": -73.98,
+    "radius_m": 30_000,
+    "window_s": 0.5,
+    "speed_mps": 1200.0,
+    "detour_factor": 1.0,
+    "assign": "offer",
+    "offer_ttl_s": 1.2,
+    "lost_grace_s": 0.4,
+    "missed_offers_max": 1,
+    "no_show_after_s": 0.5,
+    "retry_s": 4.0,
+    "chain_within_s": 2.0,
+}
+#: Recorded seconds: an answer takes a fifth of a second on the wall, a lost network a whole one.
+ANSWERS = (
+    "--accept-s", "8", "--decline", "0.15", "--ignore", "0.1", "--lose", "0.1", "--lost-s", "40",
+    "--cancel-drivers", "0.1", "--cancel-riders", "0.1", "--cancel-after-s", "120", "--no-show", "0.1",
+    "--break", "0.2", "--online-s", "120", "--rest-s", "40", "--follow", "1", "--deadline-s", "240",
+    "--driver-speed-mps", "30", "--parked-interval", "1", "--position-interval", "0.5",
+)  # fmt: skip
 
 
 def iso(at_s: float) -> str:
@@ -37,7 +61,7 @@ def iso(at_s: float) -> str:
     return f"2013-11-18 {16 + minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def write_city(folder: Path, rides: int) -> tuple[Path, Path]:
+def write_city(folder: Path, rides: int, drivers: int = DRIVERS) -> tuple[Path, Path]:
     """Rides as gzipped CSV with ISO times, drivers as plain CSV with unix times, some rows of each spoiled."""
     city = SyntheticCity.draw(11, trip_mean_m=700.0)
     rows = ["requested_at,pickup_lat,pickup_lon,dropoff_lat,dropoff_lon,seats"]
@@ -50,8 +74,8 @@ def write_city(folder: Path, rides: int) -> tuple[Path, Path]:
     rides_file = folder / "rides.csv.gz"
     rides_file.write_bytes(gzip.compress("\n".join(rows).encode()))
     lines = ["seen_at,lat,lon,driver_id,seats"]
-    for number, start in enumerate(city.drivers(DRIVERS)):
-        seen_at = ZERO_S - 60 if number < DRIVERS // 2 else ZERO_S + 4 * number
+    for number, start in enumerate(city.drivers(drivers)):
+        seen_at = ZERO_S - 60 if number < drivers // 2 else ZERO_S + 4 * number
         lines.append(f"{seen_at},{start.at.lat:.6f},{start.at.lon:.6f},{start.driver_id},{start.seats}")
     lines += [lines[-1], f"{ZERO_S},40.75,-73.98,cab-x,none"]
     drivers_file = folder / "drivers.csv"
@@ -116,6 +140,15 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceChild]
 
 
 @pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceChild]:
+    """An embedded service whose drivers are asked."""
+    settings = SETTINGS | {"HEXHAIL_MARKETS": json.dumps([ASKING])}
+    service = ServiceChild(tmp_path_factory.mktemp("asking"), free_port(), SECRET, settings)
+    with started(service):
+        yield service
+
+
+@pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, redis_url: str, mysql_url: str) -> Iterator[ServiceChild]:
     """One matcher and two API processes on real Redis and real MySQL or MariaDB."""
     with fresh_database(mysql_url) as database_url:
@@ -170,6 +203,25 @@ async def test_a_recorded_city_plays_through_an_embedded_service(tmp_path: Path,
     assert figures["rides_matched"] >= 0.95 * 60
     assert figures["rides_completed"] >= 0.9 * 60
     assert figures["audit"]["source"] == "clients and database"
+
+
+@pytest.mark.timeout(200)
+async def test_drivers_who_are_asked_may_refuse_vanish_and_come_back(tmp_path: Path, asking: ServiceChild) -> None:
+    """P1, P2, P4: whatever drivers and riders do, all rides end and the books agree."""
+    rides, drivers = write_city(tmp_path, 100, drivers=16)
+    replay = Replay(
+        asked(asking), "--rides", str(rides), "--drivers", str(drivers), "--url", asking.url,
+        "--data-dir", str(asking.data_dir), "--limit", "60", *PLAY, *ANSWERS,
+    )  # fmt: skip
+    figures = await figures_of(replay)
+    assert figures["rides_acknowledged"] == 60
+    assert figures["rides_by_state"].keys() <= {"completed", "cancelled", "expired"}
+    assert figures["rides_completed"] >= 0.4 * 60
+    happened = ("accepted", "declined", "ran_out", "withdrawn", "lost_connections", "paused_drivers", "breaks")
+    assert not [name for name in happened if not figures[name]], figures
+    assert figures["offers"] == figures["trips_in_database"]
+    assert figures["reconnects"] >= figures["lost_connections"] > 0
+    assert 0 < figures["offer_to_accept_p50_s"] <= figures["offer_to_accept_p99_s"]
 
 
 @pytest.mark.timeout(200)
@@ -259,3 +311,12 @@ async def test_nobody_to_play_to_is_one_line(tmp_path: Path) -> None:
     code, _, err = await secretless.ended()
     assert code == 2
     assert "secret that signs tokens is needed" in err
+
+
+async def test_shares_of_the_same_offers_that_exceed_them_are_refused_in_one_line(tmp_path: Path) -> None:
+    rides, drivers = write_city(tmp_path, 5)
+    replay = Replay({}, "--rides", str(rides), "--drivers", str(drivers), "--decline", "0.6", "--ignore", "0.5")
+    code, out, err = await replay.ended()
+    assert (code, out) == (2, "")
+    assert "--decline and --ignore" in err
+    assert len(err.splitlines()) == 1

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from api.rides import HISTORY_MAX
 from tests.e2e.running import LAT, LON, Running, market, running, settings_for
 
 PLACE = {"lat": LAT, "lon": LON}
@@ -35,7 +36,7 @@ async def test_a_ride_is_answered_after_its_commit_with_everything_that_was_aske
     assert (ride["state"], ride["version"], ride["trip"], ride["market"]) == ("searching", 1, None, "new-york")
     assert ride["requested_at"].endswith("Z")
     read = await embedded.call("GET", answer.headers["Location"], "client:ann")
-    assert read.body == ride
+    assert read.body | ride == read.body
 
 
 async def test_msgpack_is_spoken_both_ways(embedded: Running) -> None:
@@ -210,6 +211,127 @@ async def test_a_trip_command_out_of_order_says_what_is_allowed(embedded: Runnin
     answer = await embedded.call("POST", f"/v1/trips/{trip}/complete", "driver:d1")
     assert (answer.status, answer.body["state"]) == (409, "assigned")
     assert answer.body["allowed"] == ["arrive", "cancel"]
+
+
+async def driven(run: Running, *verbs: str) -> dict[str, Any]:
+    """A ride whose driver d1 has done these things."""
+    wheel = await run.drive("d1")
+    await wheel.stands()
+    ride = await run.ride()
+    trip = (await run.ride_in("assigned", ride["id"]))["trip"]["id"]
+    for verb in verbs:
+        answer = await run.call("POST", f"/v1/trips/{trip}/{verb}", "driver:d1")
+        assert answer.status == 200, answer.body
+    return dict((await run.call("GET", f"/v1/rides/{ride['id']}", "client:ann")).body)
+
+
+async def test_a_ride_shows_who_changed_it_into_what_and_why_and_only_when_looked_at_alone(embedded: Running) -> None:
+    ride = await driven(embedded, "arrive")
+    path = f"/v1/rides/{ride['id']}"
+    await embedded.call("POST", f"{path}/cancel", "client:ann", body={"reason": "changed my mind"})
+    shown = (await embedded.call("GET", path, "client:ann")).body
+    history = shown["history"]
+    assert [(each["type"], each["state"], each["code"], each["actor"], each["reason"]) for each in history] == [
+        ("requested", "searching", None, "rider", None),
+        ("assigned", "assigned", None, "service", None),
+        ("arrived", "arrived", None, "driver", None),
+        ("cancelled", "cancelled", "rider_cancelled", "rider", "changed my mind"),
+    ]
+    assert [each["version"] for each in history] == [1, 2, 3, 4]
+    assert history[1].keys() == {
+        "version",
+        "type",
+        "state",
+        "code",
+        "actor",
+        "reason",
+        "driver_id",
+        "trip_id",
+        "at",
+    }
+    assert [each["driver_id"] for each in history] == [None, "d1", "d1", "d1"]
+    assert {each["trip_id"] for each in history[1:]} == {shown["trip"]["id"]}
+    assert [each["at"] for each in history] == sorted(each["at"] for each in history)
+    assert (history[0]["at"], shown["history_cut"]) == (shown["requested_at"], False)
+    (listed,) = (await embedded.call("GET", "/v1/rides", "client:ann")).body["items"]
+    assert "history" not in listed
+
+
+async def test_of_a_long_history_the_newest_changes_are_shown(embedded: Running) -> None:
+    ride = await embedded.ride()
+    path = f"/v1/rides/{ride['id']}"
+    for n in range(HISTORY_MAX):
+        place = {"lat": LAT, "lon": LON + n / 10_000}
+        assert (await embedded.call("POST", f"{path}/destination", "client:ann", body=place)).status == 200
+    shown = (await embedded.call("GET", path, "client:ann")).body
+    assert [each["version"] for each in shown["history"]] == list(range(2, HISTORY_MAX + 2))
+    assert shown["history_cut"] is True
+
+
+@pytest.mark.parametrize("verbs", [(), ("arrive", "start")])
+async def test_a_destination_may_be_changed_until_the_ride_has_ended(embedded: Running, verbs: tuple[str, ...]) -> None:
+    """P3: the same one again changes nothing."""
+    ride = await driven(embedded, *verbs)
+    path, there = f"/v1/rides/{ride['id']}/destination", {"lat": LAT + 0.01, "lon": LON}
+    first = await embedded.call("POST", path, "client:ann", body=there)
+    assert (first.status, first.body["dropoff"], first.body["state"]) == (200, there, ride["state"])
+    assert first.body["version"] == ride["version"] + 1
+    again = await embedded.call("POST", path, "client:ann", body=there)
+    assert (again.status, again.body) == (200, first.body)
+    elsewhere = {"lat": LAT + 0.02, "lon": LON}
+    by_admin = await embedded.call("POST", path, "admin:root", body=elsewhere)
+    assert by_admin.body["dropoff"] == elsewhere
+    shown = (await embedded.call("GET", f"/v1/rides/{ride['id']}", "client:ann")).body
+    changes = [(each["type"], each["actor"]) for each in shown["history"][-2:]]
+    assert changes == [("destination_changed", "rider"), ("destination_changed", "operator")]
+
+
+async def test_the_driver_is_told_of_another_destination(embedded: Running) -> None:
+    wheel = await embedded.drive("d1")
+    await wheel.stands()
+    ride = await embedded.ride()
+    await embedded.ride_in("assigned", ride["id"])
+    there = {"lat": LAT + 0.01, "lon": LON}
+    await embedded.call("POST", f"/v1/rides/{ride['id']}/destination", "client:ann", body=there)
+    while (await wheel.next("trip"))["ride"]["dropoff"] != there:
+        pass
+
+
+async def test_a_ride_that_has_ended_gets_no_other_destination(embedded: Running) -> None:
+    ride = await embedded.ride()
+    await embedded.call("POST", f"/v1/rides/{ride['id']}/cancel", "client:ann")
+    answer = await embedded.call("POST", f"/v1/rides/{ride['id']}/destination", "client:ann", body=PLACE)
+    assert (answer.status, answer.code, answer.body["state"]) == (409, "not-allowed", "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "pointer"),
+    [
+        ({"lat": 91, "lon": 0}, 422, "invalid", "/lat"),
+        ({"lat": 0, "lon": 0}, 422, "null-island", "/lat"),
+        ({"lat": LAT}, 422, "invalid", "/lon"),
+        ({"lat": LAT, "lon": LON, "reason": "x"}, 422, "invalid", "/reason"),
+        ([LAT, LON], 422, "invalid", ""),
+        (None, 422, "invalid", "/lat"),
+    ],
+)
+async def test_a_destination_that_cannot_be_changes_nothing(
+    embedded: Running, body: Any, status: int, code: str, pointer: str
+) -> None:
+    ride = await embedded.ride()
+    answer = await embedded.call("POST", f"/v1/rides/{ride['id']}/destination", "client:ann", body=body)
+    assert (answer.status, answer.code) == (status, code)
+    assert answer.body["errors"][0]["pointer"] == pointer
+    shown = (await embedded.call("GET", f"/v1/rides/{ride['id']}", "client:ann")).body
+    assert (shown["version"], shown["dropoff"]) == (1, None)
+
+
+async def test_a_retry_gets_the_first_destination_whatever_it_is_now(embedded: Running) -> None:
+    """P3"""
+    first = await embedded.ride(key="k1", dropoff=PLACE)
+    path = f"/v1/rides/{first['id']}/destination"
+    await embedded.call("POST", path, "client:ann", body={"lat": LAT + 0.01, "lon": LON})
+    assert await embedded.ride(key="k1", dropoff=PLACE) == first
 
 
 async def test_a_drivers_cancellation_sends_the_ride_back_without_that_driver(embedded: Running) -> None:

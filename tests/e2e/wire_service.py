@@ -16,12 +16,19 @@ from api import schema
 AT = "2026-01-01T00:00:00.000Z"
 
 
+#: When the offers of this service end: half a minute after AT, its time at every welcome.
+OFFER_ENDS_AT = "2026-01-01T00:00:30.000Z"
+
+
 def ride(
     ride_id: str = "r_1", *, state: str = "searching", version: int = 1, driver: str | None = None
 ) -> schema.RideOut:
-    trip = (
-        None if driver is None else schema.TripOut("t_1", driver, "accepted", 60.0, 400.0, AT, None, None, None, None)
-    )
+    trip = None
+    if driver is not None:
+        trip_state, ends_at = ("offered", OFFER_ENDS_AT) if state == "offered" else ("accepted", None)
+        trip = schema.TripOut(
+            "t_1", driver, trip_state, 60.0, 400.0, AT, None, None, None, None, "now", expires_at=ends_at
+        )
     point = schema.PointOut(40.7, -73.9)
     return schema.RideOut(ride_id, state, version, "m", point, point, 1, "standard", {}, AT, AT, None, None, trip)
 
@@ -45,6 +52,7 @@ class WireService:
         self.frames: list[schema.UpFrame] = []
         self.sockets: list[web.WebSocketResponse] = []
         self.welcome_rides: list[schema.RideOut] = []
+        self.welcome_queue: schema.QueueFrame | None = None
         self.welcome_after_s: list[float] = []
         self.refuse_sockets: int | None = None
         self.on_frame: Callable[[web.WebSocketResponse, schema.UpFrame], Any] = self.acknowledge
@@ -113,7 +121,17 @@ class WireService:
         self.sockets.append(socket)
         if self.welcome_after_s:
             await asyncio.sleep(self.welcome_after_s.pop(0))
-        welcome = schema.WelcomeFrame("d1", "m", len(self.sockets), "online", self.welcome_rides, 1.0, 0.05)
+        welcome = schema.WelcomeFrame(
+            "d1",
+            "m",
+            len(self.sockets),
+            "online",
+            self.welcome_rides,
+            1.0,
+            0.05,
+            now=AT,
+            queue=self.welcome_queue,
+        )
         await self.send(socket, welcome)
         async for message in socket:
             if message.type is WSMsgType.PONG:

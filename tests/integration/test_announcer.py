@@ -157,9 +157,8 @@ async def test_a_driver_hears_of_its_cancelled_trips_end_and_nothing_of_its_succ
             # Not announced by the desk: the ride has gone on before anybody looks at it.
             done = await here.store.move_trip(trip_id, Move.DRIVER_CANCEL, driver_id=ANNA, reason="flat tyre")
             assert isinstance(done, Done)
-            assert done.hint is not None
             await here.match(ride_id, 3, BEN)
-            here.announcer.announce([done.hint])
+            here.announcer.announce(done.hints)
             await until(lambda: len(anna) == 2 and len(ben) == 1, "both are told")
         assert states(anna) == ["accepted", "cancelled"]
         assert {ride.trip.driver_id for ride in anna if ride.trip} == {ANNA}

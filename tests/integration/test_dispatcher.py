@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from geo.model import DriverId
 from matcher.model import ClientId, Move, Ride, RideState
@@ -20,26 +17,6 @@ from tests.servers import MariaServer, fresh_database
 
 # One event loop for the module: the solver's child that the tests share belongs to it.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def solver() -> AsyncIterator[SolverChild]:
-    child = SolverChild()
-    yield child
-    await child.close()
-
-
-@pytest.fixture(params=["sqlite", "mysql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/hexhail.db"
-    url: str = request.getfixturevalue("mysql_database")
-    return url
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite+aiosqlite:///{tmp_path}/hexhail.db"
 
 
 async def test_waiting_rides_are_matched_together_and_everybody_hears_of_it(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from geo.model import DriverId
 from matcher import dispatcher as dispatcher_module
@@ -22,13 +20,6 @@ from tests.matchers import HERE, NYC, City, Watched, city_of, north, running, un
 
 # One event loop for the module: the solver's child that the tests share belongs to it.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def solver() -> AsyncIterator[SolverChild]:
-    child = SolverChild()
-    yield child
-    await child.close()
 
 
 @pytest.fixture

@@ -1,16 +1,9 @@
-"""What one writer on SQLite cannot show: two connections interleaved, locks, and answers that never came.
-
-A transaction that stands in the middle is a unit of work of a second
-`Database`, waiting for an event: a real transaction on a real connection.
-"""
+"""What one writer on SQLite cannot show: two connections interleaved, locks, and answers that never came."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
 
 import pytest
 
@@ -23,70 +16,15 @@ from matcher.outcomes import Committed, Done, LostPairing, Requested, RequestOut
 from matcher.sessions import Session, rows_of
 from matcher.store import Store
 from matcher.store_batch import LOCK_DRIVERS, commit_plan
+from matcher.store_changes import LOCK_DRIVERS_OF
 from matcher.store_leases import hold
 from matcher.store_rides import INSERT_RIDE, first_answer, ride_row
 from matcher.store_sweep import LOCK_RIDE_IDS
-from matcher.store_trips import LOCK_DRIVER, cancel_ride, move_trip
+from matcher.store_trips import cancel_ride, move_trip
 from tests.mysql_proxy import MySqlProxy, OnCommit
 from tests.servers import MariaServer, fresh_database
 from tests.stores import HOLDER, HOUR_MS, MARKET, StoreCase, migrated, new_ride, pairing
-
-T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def schema_url(mysql_url: str) -> Iterator[str]:
-    with fresh_database(mysql_url) as url:
-        yield migrated(url)
-
-
-@pytest.fixture
-async def case(schema_url: str) -> AsyncIterator[StoreCase]:
-    case = StoreCase(await Store.open(schema_url, pool_size=8), schema_url)
-    case.empty()
-    yield case
-    await case.store.close()
-
-
-@pytest.fixture
-async def proxy(schema_url: str) -> AsyncIterator[MySqlProxy]:
-    async with MySqlProxy(schema_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def by_proxy(case: StoreCase, proxy: MySqlProxy) -> AsyncIterator[StoreCase]:
-    """The same database by way of the proxy; short of patience."""
-    case = StoreCase(await Store.open(proxy.url, pool_size=8, call_timeout_s=2.0), case.url)
-    yield case
-    await case.store.close()
-
-
-@asynccontextmanager
-async def standing(
-    url: str, work: Callable[[Session], Awaitable[object]], *, lease_s: float = 30.0
-) -> AsyncIterator[asyncio.Task[None]]:
-    """A transaction that has done `work` and neither commits nor ends until the block is left; then it commits."""
-    database = Database(url, pool_size=2, call_timeout_s=30.0, lease_s=lease_s)
-    done, leave = asyncio.Event(), asyncio.Event()
-
-    async def stand(session: Session) -> None:
-        assert not done.is_set(), "the standing transaction was begun again"
-        await work(session)
-        done.set()
-        await leave.wait()
-
-    task = asyncio.create_task(database.write(stand))
-    waiter = asyncio.create_task(done.wait())
-    try:
-        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED, timeout=10)
-        assert done.is_set(), task
-        yield task
-    finally:
-        waiter.cancel()
-        leave.set()
-        await asyncio.gather(task, return_exceptions=True)
-        await database.close()
+from tests.transactions import lock_waits, standing, until_available
 
 
 class TestTwoMatchers:
@@ -160,7 +98,7 @@ class TestBatchAgainstCommands:
         plan = [pairing(ride, await case.driver()) for ride in rides]
 
         async def work(session: Session) -> object:
-            return await rows_of(session, LOCK_DRIVER(driver_id=plan[1].driver_id))
+            return await rows_of(session, LOCK_DRIVERS_OF(driver_ids=[plan[1].driver_id]))
 
         async with standing(case.url, work):
             committed = await case.commit(*plan)
@@ -199,7 +137,9 @@ class TestBatchAgainstCommands:
         ride = await case.ride()
 
         async def work(session: Session) -> object:
-            return await move_trip(session, trip.trip_id, Move.COMPLETE, driver_id=driver, epoch=1, reason=None)
+            return await move_trip(
+                session, trip.trip_id, Move.COMPLETE, driver_id=driver, epoch=1, reason=None, lives={}
+            )
 
         async with standing(case.url, work):
             assert [lost.why for lost in (await case.commit(pairing(ride, driver))).lost] == ["driver_busy"]
@@ -282,8 +222,7 @@ class TestUnheardCommits:
         proxy.fault(how)
         outcome = await by_proxy.store.move_trip(trip.trip_id, Move.ARRIVE, driver_id=trip.driver_id, epoch=1)
         assert isinstance(outcome, Done)
-        assert outcome.hint is not None
-        assert outcome.hint.version == ride.version + 1
+        assert [hint.version for hint in outcome.hints] == [ride.version + 1]
         assert proxy.faulted == 1
         assert await by_proxy.events(ride.ride_id) == ["requested", "assigned", "arrived"]
 
@@ -328,10 +267,10 @@ class TestLocks:
 
         async def crossing(session: Session, order: tuple[int, int]) -> str:
             begun.append(order[0])
-            await rows_of(session, LOCK_DRIVER(driver_id=drivers[order[0]]))
+            await rows_of(session, LOCK_DRIVERS_OF(driver_ids=[drivers[order[0]]]))
             if len(begun) <= 2:
                 await together.wait()
-            await rows_of(session, LOCK_DRIVER(driver_id=drivers[order[1]]))
+            await rows_of(session, LOCK_DRIVERS_OF(driver_ids=[drivers[order[1]]]))
             return "done"
 
         jobs = [database.write(partial(crossing, order=order)) for order in ((0, 1), (1, 0))]
@@ -422,21 +361,6 @@ class TestServerGoesAway:
         token = await case.lease()
         async with standing(case.url, lambda session: hold(session, MARKET, token), lease_s=1.0):
             assert await until_available(lambda: case.store.sweep(MARKET, token)) == []
-
-
-async def until_available(call: Callable[[], Awaitable[T]]) -> T:
-    """Asks again while the store is unavailable, for ten seconds at most."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                return await call()
-            except StoreUnavailable:
-                await asyncio.sleep(0.1)
-
-
-def lock_waits(case: StoreCase) -> int:
-    """How often the server has made anybody wait for a row's lock."""
-    return int(case.sql("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_waits'")[0][1])
 
 
 def named(n: int) -> DriverId:

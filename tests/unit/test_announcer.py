@@ -15,7 +15,21 @@ from matcher.announcer import Announcer
 from matcher.errors import StoreUnavailable
 from matcher.hints import HintsUnavailable, LocalHints, Resync
 from matcher.listeners import Closed
-from matcher.model import ClientId, Hint, Ride, RideEvent, RideId, RideState, Slot, Trip, TripId, TripState
+from matcher.model import (
+    NO_RIDE,
+    ClientId,
+    Driver,
+    DriverStatus,
+    Hint,
+    Ride,
+    RideEvent,
+    RideId,
+    RideState,
+    Slot,
+    Trip,
+    TripId,
+    TripState,
+)
 
 NYC, ANNA, BEN = MarketId("nyc"), DriverId("anna"), DriverId("ben")
 R1, R2 = RideId("r_1"), RideId("r_2")
@@ -27,8 +41,10 @@ class Book:
     def __init__(self) -> None:
         self.events: list[RideEvent] = []
         self.rides: dict[RideId, Ride] = {}
+        self.rows: dict[DriverId, Driver] = {}
         self.pending: dict[tuple[RideId, int], Hint] = {}
         self.down = False
+        self.pending_ms = 10_000  # for how long those that are pending have been so
         self.reads: list[str] = []
 
     def happen(self, ride_id: RideId, type_: str = "assigned", driver: DriverId | None = None) -> Hint:
@@ -51,6 +67,12 @@ class Book:
             ride_id, client, NYC, state, version, here, None, 1, "standard", {}, 0, 9, None, None, trip_
         )
 
+    def write_row(self, driver_id: DriverId, status: DriverStatus = DriverStatus.ONLINE, epoch: int = 1) -> Hint:
+        """Commits a change of this driver's row, and says the hint."""
+        version = self.rows[driver_id].version + 1 if driver_id in self.rows else 1
+        self.rows[driver_id] = Driver(driver_id, status, "standard", 4, NYC, epoch, version, version=version)
+        return Hint(NO_RIDE, version, NYC, driver_id)
+
     def _read(self, what: str) -> None:
         self.reads.append(what)
         if self.down:
@@ -69,11 +91,20 @@ class Book:
         ]
 
     async def live_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, dict[TripId, int]]:
+        self._read("live_versions")
         found: dict[DriverId, dict[TripId, int]] = {}
         for ride in await self.live_trips(driver_ids):
             assert ride.trip is not None
             found.setdefault(ride.trip.driver_id, {})[ride.trip.trip_id] = ride.version
         return found
+
+    async def drivers(self, driver_ids: Sequence[DriverId]) -> list[Driver]:
+        self._read("drivers")
+        return [self.rows[driver_id] for driver_id in driver_ids if driver_id in self.rows]
+
+    async def driver_versions(self, driver_ids: Sequence[DriverId]) -> dict[DriverId, int]:
+        self._read("driver_versions")
+        return {driver_id: self.rows[driver_id].version for driver_id in driver_ids if driver_id in self.rows}
 
     async def events_after(self, known: Mapping[RideId, int], *, limit: int) -> list[RideEvent]:
         self._read("events_after")
@@ -90,7 +121,7 @@ class Book:
 
     async def unannounced(self, market: MarketId | None, *, older_than_ms: int, limit: int) -> list[Hint]:
         self._read("unannounced")
-        return list(self.pending.values())[:limit]
+        return list(self.pending.values())[:limit] if self.pending_ms >= older_than_ms else []
 
     async def mark_announced(self, hints: Sequence[Hint]) -> None:
         self._read("mark_announced")
@@ -226,6 +257,22 @@ async def test_what_could_not_be_announced_is_relayed(book: Book, hints: LossyHi
     assert not book.pending
 
 
+async def test_while_nothing_can_be_hinted_at_old_events_are_marked_all_the_same(book: Book, hints: LossyHints) -> None:
+    """P9: whoever listens compares versions; and what is owed once an event is marked does not wait for Redis."""
+    hints.fails = True
+    async with running(book, hints, relay_s=0.02, backstop_s=1.0) as announcer:
+        with announcer.ride_listener(R1, 0) as listener:
+            announcer.announce([book.happen(R1)])
+            book.pending_ms = 3999
+            looks = book.reads.count("unannounced")
+            await until(lambda: book.reads.count("unannounced") >= looks + 4)
+            assert book.pending
+            book.pending_ms = 4000
+            await until(lambda: not book.pending)
+            assert await listener.next(5.0) is not None
+    assert (hints.published, announcer.stats.relayed) == ([], 0)
+
+
 async def test_a_hint_without_room_is_left_to_the_relay(book: Book, hints: LossyHints) -> None:
     announcer = Announcer(book, hints, outgoing_max=2)
     announcer.announce([book.happen(R1) for _ in range(5)])
@@ -299,6 +346,31 @@ async def test_a_driver_is_never_told_of_another_drivers_trip(book: Book, hints:
     ]
 
 
+async def test_a_ride_that_comes_back_to_its_driver_is_told_after_its_end_and_that_only_once(
+    book: Book, hints: LossyHints
+) -> None:
+    """Taken from the driver and given to it anew between two looks: the first trip has ended, and is told no more."""
+    async with running(book, hints, backstop_s=0.02) as announcer:
+        told: list[Ride] = []
+        with announcer.driver_listener(ANNA, told.append) as listener:
+            book.happen(R1, "requested")
+            book.happen(R1)
+            book.put(R1, 2, ANNA, TripState.ACCEPTED)
+            await until(lambda: len(told) == 1)
+            book.happen(R1, "withdrawn", ANNA)
+            book.happen(R1)
+            book.put(R1, 4, ANNA, TripState.ACCEPTED, "t_2")
+            await until(lambda: len(told) == 3)
+            looks = book.reads.count("live_versions")
+            await until(lambda: book.reads.count("live_versions") >= looks + 3)
+            assert listener.is_current({TripId("t_2"): 4})
+    assert [(ride.version, ride.trip.trip_id, ride.trip.state) for ride in told if ride.trip] == [
+        (2, "t_1", TripState.ACCEPTED),
+        (3, "t_1", TripState.WITHDRAWN),
+        (4, "t_2", TripState.ACCEPTED),
+    ]
+
+
 async def test_a_market_is_woken_by_its_own_hints(book: Book, hints: LossyHints) -> None:
     woken: list[str] = []
     async with running(book, hints) as announcer:
@@ -320,3 +392,95 @@ async def test_closing_sends_what_waits_and_ends_the_listeners(book: Book, hints
             assert (listener.ended, listener.closed) == (True, Closed.GOING_AWAY)
             with announcer.ride_listener(R2, 0) as late:
                 assert late.ended
+
+
+async def test_a_session_hears_that_its_drivers_row_was_written_elsewhere(book: Book, hints: LossyHints) -> None:
+    """P7: so does one learn at once that a newer session has signed on, wherever it is held."""
+    rows: list[Driver] = []
+    async with running(book, hints) as here, running(book, hints) as there:
+        with there.driver_listener(ANNA, lambda ride: None, rows.append) as listener:
+            book.write_row(ANNA)
+            listener.told_row(book.rows[ANNA])
+            await until(lambda: there.stats.resyncs == 1)
+            here.announce([book.write_row(ANNA, epoch=2)])
+            await until(lambda: bool(rows))
+    assert [(row.epoch, row.version) for row in rows] == [(2, 2)]
+
+
+async def test_a_row_that_its_session_wrote_itself_costs_no_read(book: Book, hints: LossyHints) -> None:
+    async with running(book, hints) as announcer:
+        with announcer.driver_listener(ANNA, lambda ride: None) as listener:
+            await until(lambda: announcer.stats.resyncs == 1 and "drivers" in book.reads)
+            book.reads.clear()
+            hint = book.write_row(ANNA)
+            listener.told_row(book.rows[ANNA])
+            announcer.announce([hint])
+            await until(lambda: announcer.stats.announced == 1)
+            assert "drivers" not in book.reads
+
+
+async def test_rows_of_many_drivers_are_one_query(book: Book, hints: LossyHints) -> None:
+    drivers = [DriverId(f"d{number:03}") for number in range(200)]
+    told: list[Driver] = []
+    async with running(book, hints) as announcer:
+        with ExitStack() as contexts:
+            for driver_id in drivers:
+                contexts.enter_context(announcer.driver_listener(driver_id, lambda ride: None, told.append))
+            await until(lambda: announcer.stats.resyncs == 1 and "drivers" in book.reads)
+            book.reads.clear()
+            announcer.announce([book.write_row(driver_id) for driver_id in drivers])
+            await until(lambda: len(told) == len(drivers))
+            assert book.reads.count("drivers") == 1
+
+
+async def test_without_any_hint_the_backstop_brings_a_drivers_row(book: Book, hints: LossyHints) -> None:
+    rows: list[Driver] = []
+    async with running(book, hints, backstop_s=0.05) as announcer:
+        with announcer.driver_listener(ANNA, lambda ride: None, rows.append):
+            book.write_row(ANNA, DriverStatus.SUSPENDED)
+            await until(lambda: bool(rows))
+            versions = book.reads.count("driver_versions")
+            await until(lambda: book.reads.count("driver_versions") >= versions + 2)
+    assert [row.status for row in rows] == [DriverStatus.SUSPENDED]
+
+
+async def test_hints_of_no_ride_are_never_marked_as_announced(book: Book, hints: LossyHints) -> None:
+    """There is no event to mark; what they say stands in the driver's row."""
+    async with running(book, hints) as announcer:
+        announcer.announce([book.write_row(ANNA), Hint(NO_RIDE, 1, NYC, None)])
+        await until(lambda: announcer.stats.announced == 2)
+    assert "mark_announced" not in book.reads
+    assert len(hints.published) == 2
+
+
+async def test_a_hint_of_neither_ride_nor_driver_wakes_its_market_and_reads_nothing(
+    book: Book, hints: LossyHints
+) -> None:
+    woken: list[str] = []
+    async with running(book, hints) as announcer:
+        with (
+            announcer.market_listener(NYC, lambda: woken.append("nyc")),
+            announcer.driver_listener(ANNA, lambda ride: None),
+        ):
+            await until(lambda: announcer.stats.resyncs == 1 and {"drivers", "live_trips"} <= set(book.reads))
+            book.reads.clear()
+            announcer.announce([Hint(NO_RIDE, 7, NYC, None)])
+            await until(lambda: announcer.stats.announced == 1)
+            assert book.reads == []
+    assert set(woken) == {"nyc"}
+
+
+async def test_a_chained_trip_that_becomes_the_present_one_is_told_again(book: Book, hints: LossyHints) -> None:
+    told: list[Ride] = []
+    async with running(book, hints) as announcer:
+        with announcer.driver_listener(ANNA, told.append):
+            book.put(R2, 2, ANNA, TripState.ACCEPTED, "t_2")
+            trip = book.rides[R2].trip
+            assert trip is not None
+            book.rides[R2] = replace(book.rides[R2], trip=replace(trip, slot=Slot.NEXT))
+            announcer.announce([Hint(R2, 2, NYC, ANNA)])
+            await until(lambda: len(told) == 1)
+            book.put(R2, 3, ANNA, TripState.ACCEPTED, "t_2")
+            announcer.announce([Hint(R2, 3, NYC, ANNA)])
+            await until(lambda: len(told) == 2)
+    assert [ride.trip.slot for ride in told if ride.trip] == [Slot.NEXT, Slot.NOW]

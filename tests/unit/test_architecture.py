@@ -76,6 +76,8 @@ PURE = (
     "matcher.explicit",
     "matcher.certificate",
     "matcher.replay",
+    "matcher.zones",
+    "matcher.zone_plan",
 )
 #: What a service process loads. The compiler and sparse graphs, large and slow to load, are the solver's child's.
 LIGHT = ("api.service", "api.launch", "matcher.dispatcher", "matcher.solver")

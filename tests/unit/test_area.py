@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from geo.area import Circle, Polygon, area_from_geojson
+from geo.area import Area, Bbox, Circle, Polygon, area_from_geojson, boxes_meet, in_box
 from geo.distance import EARTH_RADIUS_M
 from geo.model import LatLng
 
@@ -175,3 +178,46 @@ class TestGeojson:
         nested["geometry"] = nested
         with pytest.raises(ValueError, match="not a GeoJSON object"):
             area_from_geojson(nested)
+
+
+PLAIN = Polygon([box(0, 0, 10, 10), box(4, 4, 6, 6)])
+FIJI = Polygon([box(-20, 175, -10, -175)], [PLAIN])
+AREAS: list[Area] = [PLAIN, FIJI, Circle(LatLng(-17.0, 179.9), 50_000.0), Circle(LatLng(5.0, 5.0), 300_000.0)]
+
+
+class TestManyPoints:
+    @pytest.mark.parametrize("area", AREAS)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([-20.0, -10.0, 0.0, 4.0, 10.0]) | st.floats(-21, 11),
+                st.sampled_from([-180.0, -175.0, 0.0, 6.0, 10.0, 175.0, 180.0]) | st.floats(-180, 180),
+            )
+        )
+    )
+    def test_each_is_inside_just_as_it_is_alone(self, area: Area, points: list[tuple[float, float]]) -> None:
+        lats, lons = np.array([lat for lat, _ in points]), np.array([lon for _, lon in points])
+        assert area.contains_each(lats, lons).tolist() == [area.contains(lat, lon) for lat, lon in points]
+
+    @pytest.mark.parametrize("area", AREAS)
+    @given(st.floats(-21, 11), st.floats(-180, 180))
+    def test_what_an_area_holds_is_in_its_box(self, area: Area, lat: float, lon: float) -> None:
+        lat, lon = round(lat, 6), round(lon, 6)
+        if area.contains(lat, lon):
+            assert in_box(area.bbox, np.array([lat]), np.array([lon])).all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ((0, 0, 10, 10), (10, 10, 20, 20), True),
+        ((0, 0, 10, 10), (11, 0, 20, 10), False),
+        ((0, 0, 10, 10), (0, 11, 10, 20), False),
+        ((0, 170, 10, -170), (0, -175, 10, -160), True),
+        ((0, 170, 10, -170), (0, 0, 10, 160), False),
+        ((-90, -180, 90, 180), (0, 170, 10, -170), True),
+    ],
+)
+def test_boxes_meet_where_they_share_a_point(one: Bbox, other: Bbox, meet: bool) -> None:
+    assert boxes_meet(one, other) is meet
+    assert boxes_meet(other, one) is meet

@@ -309,6 +309,16 @@ class TestSupply:
         assert (supply.driver_ids, supply.lat.tolist(), supply.stale_lat.tolist()) == (["a"], [40.75], [40.75])
         assert supply.kinds[int(supply.kind[0])] == Kind("standard", 4, 0)
 
+    def test_within_a_box_are_the_same_drivers_without_those_outside(self) -> None:
+        on_break = fix("on-break", available=False)
+        index = index_of(fix("b"), fix("a", seats=0), fix("far", lat=41.0), fix("old", age_ms=STALE_MS + 1), on_break)
+        box = (HERE.lat, HERE.lon, HERE.lat + 0.1, HERE.lon + 0.1)
+        ids, lats, lons = index.available_in(box, NOW_MS)
+        assert sorted(ids) == ["a", "b"]
+        assert (lats.tolist(), lons.tolist()) == ([HERE.lat] * 2, [HERE.lon] * 2)
+        assert index.available_in((0, 0, 1, 1), NOW_MS)[0] == []
+        assert index_of().available_in(box, NOW_MS)[0] == []
+
     def test_nobody_is_a_supply_as_well(self) -> None:
         supply = index_of().supply(NOW_MS, [DriverId("a")])
         assert (supply.driver_ids, supply.kind.tolist()) == ([], [])

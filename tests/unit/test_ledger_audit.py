@@ -4,142 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from api import schema
-from benchmarks.audit import DOUBLES, Findings, audit, audit_without_database, read_records
-from benchmarks.ledger import Ledger, percentile
-from matcher import tables
-
-T0 = 1_700_000_000_000
-CLIENT = "run-00"
-EVENTS = ["searching", "assigned", "arrived", "in_progress", "completed"]
-
-
-class World:
-    """A finished run: what the database says, as rows that a test may spoil, and what the clients saw.
-
-    Ride r1 was completed by driver d1, ride r2 by d1 afterwards, ride r3 expired,
-    ride r4 is in progress with d2.
-    """
-
-    def __init__(self) -> None:
-        self.rides: list[dict[str, Any]] = []
-        self.trips: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
-        self.ledger = Ledger()
-        self._completed("r1", "t1", "d1", T0 + 1_000)
-        self._completed("r2", "t2", "d1", T0 + 40_000)
-        self._add_ride("r3", "expired", 2, None)
-        self._add_events("r3", ["searching", "expired"], None, None)
-        self._add_ride("r4", "in_progress", 4, "t4")
-        self._add_trip("t4", "r4", "d2", "in_progress", T0 + 2_000, None)
-        self._add_events("r4", EVENTS[:4], "t4", "d2")
-        for number, ride in enumerate(self.rides):
-            self._seen(number, ride)
-
-    def ride(self, ride_id: str) -> dict[str, Any]:
-        return next(row for row in self.rides if row["ride_id"] == ride_id)
-
-    def trip(self, trip_id: str) -> dict[str, Any]:
-        return next(row for row in self.trips if row["trip_id"] == trip_id)
-
-    def _completed(self, ride_id: str, trip_id: str, driver_id: str, at_ms: int) -> None:
-        self._add_ride(ride_id, "completed", 5, trip_id)
-        self._add_trip(trip_id, ride_id, driver_id, "completed", at_ms, at_ms + 30_000)
-        self._add_events(ride_id, EVENTS, trip_id, driver_id)
-
-    def _add_ride(self, ride_id: str, state: str, version: int, trip_id: str | None) -> None:
-        row = {column.name: None for column in tables.rides.columns} | {
-            "ride_id": ride_id,
-            "client_id": CLIENT,
-            "market": "m",
-            "state": state,
-            "version": version,
-            "current_trip_id": trip_id,
-            "requested_at_ms": T0,
-            "deadline_at_ms": T0 + 600_000,
-            "idempotency_key": f"key-{ride_id}",
-        }
-        self.rides.append(row)
-
-    def _add_trip(
-        self, trip_id: str, ride_id: str, driver_id: str, state: str, at_ms: int, ended_at_ms: int | None
-    ) -> None:
-        live = ended_at_ms is None
-        row = {column.name: None for column in tables.trips.columns} | {
-            "trip_id": trip_id,
-            "ride_id": ride_id,
-            "driver_id": driver_id,
-            "state": state,
-            "live": 1 if live else None,
-            "live_slot": "now" if live else None,
-            "matched_at_ms": at_ms,
-            "now_since_ms": at_ms,
-            "ended_at_ms": ended_at_ms,
-        }
-        self.trips.append(row)
-
-    def _add_events(self, ride_id: str, states: list[str], trip_id: str | None, driver_id: str | None) -> None:
-        for version, state in enumerate(states, start=1):
-            row = {column.name: None for column in tables.ride_events.columns} | {
-                "ride_id": ride_id,
-                "version": version,
-                "state": state,
-                "type": state,
-                "trip_id": trip_id if version > 1 else None,
-                "driver_id": driver_id if version > 1 else None,
-            }
-            self.events.append(row)
-
-    def _seen(self, number: int, row: dict[str, Any]) -> None:
-        """What the clients wrote down while this ride came about."""
-        at_s = float(number * 100)
-        key = row["idempotency_key"]
-        self.ledger.asked(key, CLIENT, at_s)
-        self.ledger.acknowledged(key, row["ride_id"], at_s + 0.1)
-        trip = next((each for each in self.trips if each["ride_id"] == row["ride_id"]), None)
-        shown = shown_ride(row, trip)
-        if trip is not None:
-            self.ledger.told(shown, trip["driver_id"], at_s + 2.0)
-            self.ledger.confirmed("start", row["ride_id"], trip["trip_id"], at_s + 10.0)
-            if trip["state"] == "completed":
-                self.ledger.confirmed("complete", row["ride_id"], trip["trip_id"], at_s + 20.0)
-        self.ledger.read_at_end(shown)
-
-    def audited(self, folder: Path) -> Findings:
-        """Writes the rows into a database of our columns, without the keys that would refuse the faults."""
-        path = folder / "spoiled.db"
-        path.unlink(missing_ok=True)
-        engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
-        bare = sa.MetaData()
-        with engine.begin() as connection:
-            for table, rows in (
-                (tables.rides, self.rides),
-                (tables.trips, self.trips),
-                (tables.ride_events, self.events),
-            ):
-                copy = sa.Table(table.name, bare, *(sa.Column(each.name, each.type) for each in table.columns))
-                copy.create(connection)
-                connection.execute(copy.insert(), rows)
-        engine.dispose()
-        return audit(read_records(f"sqlite+aiosqlite:///{path}", self.ledger.client_ids), self.ledger)
-
-
-def shown_ride(row: dict[str, Any], trip: dict[str, Any] | None) -> schema.RideOut:
-    """The ride as the API would show it."""
-    shown = None
-    if trip is not None:
-        shown = schema.TripOut(
-            trip["trip_id"], trip["driver_id"], trip["state"], 60.0, 400.0, "", None, None, None, None
-        )
-    point = schema.PointOut(40.7, -73.9)
-    return schema.RideOut(
-        row["ride_id"], row["state"], row["version"], "m", point, point, 1, "standard", {}, "", "", None, None, shown
-    )
+from benchmarks.audit import DOUBLES, TOLD_GRACE_MS, audit_without_database
+from benchmarks.audit_rows import read_records
+from benchmarks.ledger import percentile
+from tests.finished_run import T0, World, shown_ride, welcome
 
 
 def test_a_sound_run_has_no_faults(tmp_path: Path) -> None:
@@ -148,7 +20,7 @@ def test_a_sound_run_has_no_faults(tmp_path: Path) -> None:
     assert findings.faults == {}
     assert findings.holds
     assert findings.double_assignments == 0
-    assert world.ledger.needs_history() == []
+    assert world.ledger.needs_history() == ["r5"]
 
 
 def lose_ride(world: World) -> None:
@@ -164,11 +36,11 @@ def hide_trip(world: World) -> None:
 
 
 def double_driver(world: World) -> None:
-    world._add_trip("t9", "r2", "d2", "accepted", T0 + 90_000, None)
+    world.add_trip("t9", "r2", "d2", "accepted", T0 + 90_000, None)
 
 
 def double_ride(world: World) -> None:
-    world._add_trip("t9", "r4", "d3", "accepted", T0 + 90_000, None)
+    world.add_trip("t9", "r4", "d3", "accepted", T0 + 90_000, None)
 
 
 def overlap_trips(world: World) -> None:
@@ -176,14 +48,14 @@ def overlap_trips(world: World) -> None:
 
 
 def two_rides_for_a_key(world: World) -> None:
-    world._add_ride("r9", "searching", 1, None)
+    world.add_ride("r9", "searching", 1, None)
     world.rides[-1]["idempotency_key"] = "key-r1"
-    world._add_events("r9", ["searching"], None, None)
+    world.add_events("r9", ["requested"], None, None)
 
 
 def ride_nobody_wanted(world: World) -> None:
-    world._add_ride("r9", "cancelled", 1, None)
-    world._add_events("r9", ["cancelled"], None, None)
+    world.add_ride("r9", "searching", 1, None)
+    world.add_events("r9", ["requested"], None, None)
 
 
 def refused_and_taken(world: World) -> None:
@@ -204,11 +76,11 @@ def trip_given_to_another(world: World) -> None:
 
 
 def event_lost(world: World) -> None:
-    world.events.remove(next(event for event in world.events if (event["ride_id"], event["version"]) == ("r1", 3)))
+    world.events.remove(world.event("r1", 3))
 
 
 def event_of_another_state(world: World) -> None:
-    next(event for event in world.events if (event["ride_id"], event["version"]) == ("r1", 5))["state"] = "cancelled"
+    world.event("r1", 5)["state"] = "cancelled"
 
 
 def trip_outlives_its_ride(world: World) -> None:
@@ -225,7 +97,7 @@ def matched_too_late(world: World) -> None:
 
 def never_expired(world: World) -> None:
     world.ride("r3").update(state="searching", version=1)
-    world.events.remove(next(event for event in world.events if (event["ride_id"], event["version"]) == ("r3", 2)))
+    world.events.remove(world.event("r3", 2))
     world.ledger.last_state.pop("r3")
 
 
@@ -234,7 +106,90 @@ def completed_twice(world: World) -> None:
 
 
 def carried_two(world: World) -> None:
-    world.ledger.trips["t2"].started_at_s = 15.0
+    world.ledger.trips["t2"].confirmed_at_s["start"] = 15.0
+
+
+def welcomed_with_two(world: World) -> None:
+    rides = [shown_ride(world.ride("r4"), world.trip("t4") | {"trip_id": each}) for each in ("t4", "t9")]
+    world.ledger.connected("d2", welcome("d2", T0, *rides), 0.0)
+
+
+def told_of_a_past_trip(world: World) -> None:
+    for trip_id in ("t4", "t9", "t4"):
+        world.ledger.told(shown_ride(world.ride("r4"), world.trip("t4") | {"trip_id": trip_id}), "d2", 1.0)
+    del world.ledger.trips["t9"]
+
+
+def next_without_now(world: World) -> None:
+    world.add_ride("r9", "offered", 2, "t9")
+    world.rides[-1]["client_id"] = "another"
+    world.add_trip("t9", "r9", "d5", "offered", T0 + 50_000, None)
+    world.trips[-1]["live_slot"] = "next"
+
+
+def given_to_who_refused(world: World) -> None:
+    world.trip("t6")["driver_id"] = "d3"
+
+
+def accepted_though_it_ended(world: World) -> None:
+    world.trip("t5")["accepted_at_ms"] = T0 + 4_000
+
+
+def accepted_after_its_end_was_told(world: World) -> None:
+    world.ledger.trips["t6"].told_end = "timed_out"
+
+
+def accepted_after_its_deadline(world: World) -> None:
+    world.trip("t6")["accepted_at_ms"] = T0 + 602_000
+    world.trip("t6")["ended_at_ms"] = T0 + 603_000
+
+
+def acceptance_undone(world: World) -> None:
+    world.trip("t6")["accepted_at_ms"] = None
+
+
+def refusal_undone(world: World) -> None:
+    world.trip("t5")["state"] = "timed_out"
+
+
+def start_undone(world: World) -> None:
+    world.trip("t4")["started_at_ms"] = None
+
+
+def event_out_of_turn(world: World) -> None:
+    world.event("r5", 5)["type"] = "promoted"
+
+
+def event_of_another_trip(world: World) -> None:
+    world.event("r5", 5)["trip_id"] = "t5"
+
+
+def event_skipped(world: World) -> None:
+    del world.ledger.followed["r5"].events[2]
+
+
+def event_swapped(world: World) -> None:
+    events = world.ledger.followed["r5"].events
+    events[2], events[3] = events[3], events[2]
+
+
+def stream_ended_early(world: World) -> None:
+    world.ledger.followed["r5"].events.pop()
+
+
+def told_of_another_driver(world: World) -> None:
+    world.event("r5", 8)["driver_id"] = "d9"
+
+
+def told_what_does_not_stand(world: World) -> None:
+    world.event("r5", 8)["ride_id"] = "r9"
+
+
+def never_told(world: World) -> None:
+    """Its driver was connected all along."""
+    world.ledger.trips["t4"].told_at_s = None
+    world.ledger.connected("d2", welcome("d2", T0), 0.0)
+    world.ledger.disconnected("d2", 10 * TOLD_GRACE_MS / 1000)
 
 
 PLANTED: list[tuple[Callable[[World], None], str]] = [
@@ -258,6 +213,24 @@ PLANTED: list[tuple[Callable[[World], None], str]] = [
     (never_expired, "overdue"),
     (completed_twice, "doubled in the clients' eyes"),
     (carried_two, "doubled in the clients' eyes"),
+    (welcomed_with_two, "doubled in the clients' eyes"),
+    (told_of_a_past_trip, "told of a past trip"),
+    (next_without_now, "next without a present trip"),
+    (given_to_who_refused, "given to who refused it"),
+    (accepted_though_it_ended, "accepted after its end"),
+    (accepted_after_its_end_was_told, "accepted after its end"),
+    (accepted_after_its_deadline, "accepted after its deadline"),
+    (acceptance_undone, "acceptance lost"),
+    (refusal_undone, "refusal lost"),
+    (start_undone, "start lost"),
+    (event_out_of_turn, "event out of turn"),
+    (event_of_another_trip, "event out of turn"),
+    (event_skipped, "events out of order"),
+    (event_swapped, "events out of order"),
+    (stream_ended_early, "final event unheard"),
+    (told_of_another_driver, "event differs"),
+    (told_what_does_not_stand, "event lost"),
+    (never_told, "trip its driver was not told of"),
 ]
 
 
@@ -281,18 +254,65 @@ def test_what_a_request_without_an_answer_made_is_no_fault(tmp_path: Path) -> No
     assert findings.notes["rides taken without an answer"] == 1
 
 
+def test_a_trip_that_an_operator_gave_to_who_had_refused_it_is_no_fault(tmp_path: Path) -> None:
+    world = World()
+    world.trip("t6")["driver_id"] = "d3"
+    world.ledger.trips["t6"].driver_id = "d3"
+    for row in world.events:
+        if row["trip_id"] == "t6":
+            row["driver_id"] = "d3"
+    world.event("r5", 4)["code"] = "operator_assigned"
+    world.ledger.followed.clear()
+    assert world.audited(tmp_path).holds
+
+
+@pytest.mark.parametrize("stood_s", [None, 0.9 * TOLD_GRACE_MS / 1000])
+def test_a_driver_who_was_hardly_connected_need_not_have_been_told(tmp_path: Path, stood_s: float | None) -> None:
+    world = World()
+    world.ledger.trips["t4"].told_at_s = None
+    if stood_s is not None:
+        for at_s in (0.0, 1_000.0):  # twice, but never for long
+            world.ledger.connected("d2", welcome("d2", T0 + round(at_s * 1000)), at_s)
+            world.ledger.disconnected("d2", at_s + stood_s)
+    findings = world.audited(tmp_path)
+    assert findings.holds, findings.examples
+    assert findings.notes["trips their driver was not told of"] == 1
+
+
+def test_a_stream_that_the_runs_end_cut_is_no_fault(tmp_path: Path) -> None:
+    world = World()
+    followed = world.ledger.followed["r5"]
+    followed.ended = False
+    del followed.events[4:]
+    assert world.audited(tmp_path).holds
+
+
+@pytest.mark.parametrize("unread", ["the history", "the last change"])
+def test_a_trip_that_nobody_could_have_read_of_is_no_fault(tmp_path: Path, unread: str) -> None:
+    world = World()
+    del world.ledger.trips["t5"]
+    if unread == "the history":
+        world.ledger.unread_histories.add("r5")
+    else:
+        row = world.ride("r5") | {"state": "searching", "version": 3}
+        world.ledger.read_at_end(shown_ride(row, None))
+    findings = world.audited(tmp_path)
+    assert findings.holds, findings.examples
+    assert findings.notes["trips of rides not read to the end"] == 1
+
+
 def test_other_clients_rides_are_not_ours_to_judge(tmp_path: Path) -> None:
     world = World()
-    world._add_ride("r9", "searching", 7, None)
+    world.add_ride("r9", "searching", 7, None)
     world.rides[-1]["client_id"] = "another"
     assert world.audited(tmp_path).holds
 
 
 def test_a_driver_doubled_with_a_trip_of_another_client_is_found(tmp_path: Path) -> None:
     world = World()
-    world._add_ride("r9", "assigned", 2, "t9")
+    world.add_ride("r9", "assigned", 2, "t9")
     world.rides[-1]["client_id"] = "another"
-    world._add_trip("t9", "r9", "d2", "accepted", T0 + 50_000, None)
+    world.add_trip("t9", "r9", "d2", "accepted", T0 + 50_000, None)
     assert world.audited(tmp_path).faults["driver doubled"] == 1
 
 
@@ -309,17 +329,44 @@ def test_without_a_database_a_ride_that_is_not_listed_is_lost() -> None:
     assert audit_without_database(world.ledger).faults == {"ride lost": 1}
 
 
-def test_a_ride_with_more_versions_than_one_pairing_makes_needs_its_history() -> None:
+@pytest.mark.parametrize(("more", "needs"), [(0, False), (1, True), (2, True)])
+@pytest.mark.parametrize("ride_id", ["r1", "r3", "r4"])
+def test_a_ride_with_more_versions_than_its_trip_explains_needs_its_history(
+    ride_id: str, more: int, needs: bool
+) -> None:
     world = World()
-    row = world.ride("r1") | {"version": 7}
-    world.ledger.read_at_end(shown_ride(row, world.trip("t1")))
-    assert world.ledger.needs_history() == ["r1"]
+    world.ledger.last_state.clear()
+    row = world.ride(ride_id)
+    trip = next((each for each in world.trips if each["ride_id"] == ride_id), None)
+    world.ledger.read_at_end(shown_ride(row | {"version": row["version"] + more}, trip))
+    assert world.ledger.needs_history() == ([ride_id] if needs else [])
 
 
-def test_request_to_match_runs_from_the_first_sending_to_the_first_word_of_a_driver() -> None:
+def test_a_ride_that_was_offered_once_is_explained_by_its_trip() -> None:
+    world = World()
+    world.ledger.last_state.clear()
+    world.ledger.read_at_end(shown_ride(world.ride("r5") | {"version": 6}, world.trip("t6")))
+    assert world.ledger.needs_history() == []
+    world.ledger.read_at_end(shown_ride(world.ride("r5"), world.trip("t6")))
+    assert world.ledger.needs_history() == ["r5"]
+
+
+def test_offers_are_counted_by_what_became_of_them() -> None:
     ledger = World().ledger
-    assert ledger.request_to_match_s() == pytest.approx([2.0, 2.0, 2.0])
-    assert ledger.request_to_answer_s() == pytest.approx([0.1] * 4)
+    assert ledger.offer_counts() == {"accepted": 1, "declined": 1}
+    ledger.trips["t5"].end_code = "offer_expired"
+    assert ledger.offer_counts() == {"accepted": 1, "ran_out": 1}
+    ledger.trips["t5"].end_code = "rider_cancelled"
+    assert ledger.offer_counts() == {"accepted": 1, "withdrawn": 1}
+    assert ledger.offer_to_accept_s() == [2.0]
+    assert ledger.request_to_offer_s() == [3.0]
+    assert ledger.matched_rides == {"r1", "r2", "r4", "r5"}
+
+
+def test_request_to_match_runs_from_the_first_sending_to_the_first_word_of_a_driver_who_has_it() -> None:
+    ledger = World().ledger
+    assert sorted(ledger.request_to_match_s()) == pytest.approx([2.0, 2.0, 2.0, 8.0])
+    assert ledger.request_to_answer_s() == pytest.approx([0.1] * 5)
 
 
 def test_percentiles_are_by_nearest_rank() -> None:

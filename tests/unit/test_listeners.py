@@ -9,7 +9,20 @@ import pytest
 
 from geo.model import DriverId, LatLng, MarketId
 from matcher.listeners import Closed, DriverListener, RideListener, ended_view
-from matcher.model import ClientId, Ride, RideEvent, RideId, RideState, Slot, Trip, TripId, TripState
+from matcher.model import (
+    ClientId,
+    Code,
+    Driver,
+    DriverStatus,
+    Ride,
+    RideEvent,
+    RideId,
+    RideState,
+    Slot,
+    Trip,
+    TripId,
+    TripState,
+)
 
 RIDE, NYC = RideId("r_1"), MarketId("nyc")
 ANNA, BEN = DriverId("anna"), DriverId("ben")
@@ -96,8 +109,8 @@ def test_a_driver_is_told_of_each_version_once() -> None:
     told: list[Ride] = []
     listener = DriverListener(ANNA, told.append)
     ride = ride_with(trip_of(ANNA))
-    assert listener.compare([ride]) == []
-    assert listener.compare([ride]) == []
+    listener.compare([ride])
+    listener.compare([ride])
     newer = replace(ride, version=3)
     listener.compare([newer])
     listener.compare([ride])  # a read that was overtaken
@@ -109,10 +122,33 @@ def test_a_trip_that_is_live_no_more_is_asked_about_until_its_end_is_told() -> N
     listener = DriverListener(ANNA, told.append)
     ride = ride_with(trip_of(ANNA))
     listener.compare([ride])
-    assert listener.compare([]) == [ride]
+    assert listener.gone([ride]) == []
+    assert listener.gone([]) == [ride]
     listener.tell(ride_with(trip_of(ANNA, state=TripState.COMPLETED), 5, RideState.COMPLETED))
-    assert listener.compare([]) == []
+    assert listener.gone([]) == []
+    assert not listener.has(TripId("t_1"))
     assert len(told) == 2
+
+
+def test_a_state_that_was_overtaken_is_not_told() -> None:
+    told: list[Ride] = []
+    listener = DriverListener(ANNA, told.append)
+    assert listener.told(ride_with(trip_of(ANNA), 5))
+    assert not listener.told(ride_with(trip_of(ANNA), 4))
+    listener.tell(ride_with(trip_of(ANNA), 4))
+    assert told == []
+
+
+def test_the_end_of_a_trip_counts_also_where_the_ride_has_come_back_to_its_driver() -> None:
+    """Else that end would be looked for, and told, again and again."""
+    listener = DriverListener(ANNA, lambda ride: None)
+    first = ride_with(trip_of(ANNA, "t_1", TripState.OFFERED), 2, RideState.OFFERED)
+    second = ride_with(trip_of(ANNA, "t_2", TripState.OFFERED), 4, RideState.OFFERED)
+    listener.compare([first])
+    listener.compare([second])
+    listener.tell(ride_with(trip_of(ANNA, "t_1", TripState.WITHDRAWN), 3, RideState.SEARCHING))
+    assert listener.gone([second]) == []
+    assert listener.is_current({TripId("t_2"): 4})
 
 
 def test_what_a_driver_knows_from_its_own_command_is_not_told_again() -> None:
@@ -129,7 +165,7 @@ def test_what_a_driver_knows_from_its_own_command_is_not_told_again() -> None:
 def test_another_drivers_trip_is_never_remembered_as_told() -> None:
     listener = DriverListener(ANNA, lambda ride: None)
     listener.told(ride_with(trip_of(BEN)))
-    assert listener.compare([]) == []
+    assert listener.gone([]) == []
 
 
 def test_a_callback_that_fails_does_not_stop_the_announcer(caplog: pytest.LogCaptureFixture) -> None:
@@ -157,3 +193,57 @@ def test_a_driver_whose_ride_went_to_another_sees_only_its_own_trips_end() -> No
     assert (view.version, view.state) == (3, RideState.SEARCHING)
     assert (view.trip.driver_id, view.trip.state, view.trip.slot) == (ANNA, TripState.CANCELLED, None)
     assert (view.trip.ended_at_ms, view.trip.end_reason) == (1003, "because")
+
+
+@pytest.mark.parametrize(
+    ("type_", "code", "state"),
+    [
+        ("declined", Code.DECLINED, TripState.DECLINED),
+        ("timed_out", Code.OFFER_EXPIRED, TripState.TIMED_OUT),
+        ("withdrawn", Code.CONNECTION_LOST, TripState.WITHDRAWN),
+        ("withdrawn", Code.STALLED, TripState.WITHDRAWN),
+        ("abandoned", Code.ABANDONED, TripState.ABANDONED),
+    ],
+)
+def test_how_a_trip_ended_is_told_from_its_event_where_the_ride_has_gone_on(
+    type_: str, code: Code, state: TripState
+) -> None:
+    told = ride_with(trip_of(ANNA))
+    ended = replace(event(3, type_, RideState.SEARCHING), code=code.value)
+    view = ended_view(told, ride_with(trip_of(BEN, "t_2"), 4), [ended])
+    assert view is not None
+    assert view.trip is not None
+    assert (view.trip.state, view.trip.end_code) == (state, code)
+
+
+def row(version: int, status: DriverStatus = DriverStatus.ONLINE) -> Driver:
+    return Driver(ANNA, status, "standard", 4, NYC, 1, 0, version=version)
+
+
+def test_a_drivers_row_is_told_once_and_only_what_is_newer() -> None:
+    rows: list[Driver] = []
+    listener = DriverListener(ANNA, lambda ride: None, rows.append)
+    listener.told_row(row(3))
+    for version in (2, 3, 5, 4, 5):
+        listener.tell_row(row(version))
+    assert [each.version for each in rows] == [5]
+    listener.told_row(row(1))  # late: nothing is forgotten
+    assert listener.row_version == 5
+
+
+def test_a_row_that_a_session_fails_over_does_not_stop_the_announcer(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(driver: Driver) -> None:
+        raise RuntimeError("socket gone")
+
+    DriverListener(ANNA, lambda ride: None, fail).tell_row(row(1))
+    assert "anna" in caplog.text
+
+
+def test_an_offer_is_no_trip_of_the_drivers_until_it_is_accepted() -> None:
+    listener = DriverListener(ANNA, lambda ride: None)
+    listener.told(ride_with(trip_of(ANNA, state=TripState.OFFERED), 2, RideState.OFFERED))
+    assert (listener.has_offer, listener.has_trip) == (True, False)
+    listener.told(ride_with(trip_of(ANNA), 3))
+    assert (listener.has_offer, listener.has_trip) == (False, True)
+    listener.told(ride_with(trip_of(ANNA, state=TripState.COMPLETED), 4, RideState.COMPLETED))
+    assert (listener.has_offer, listener.has_trip) == (False, False)

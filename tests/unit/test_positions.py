@@ -145,6 +145,48 @@ def test_a_way_that_is_within_reach_only_by_the_exact_distance_is_taken() -> Non
     assert one.take(item(2, 60.01, 10.02), 20.0) is Verdict.TAKEN
 
 
+def last_seen(lat: float, age_ms: int) -> Fix:
+    return Fix(DriverId("d"), lat, -74.0, 1, 6, 9, age_ms, "standard", 4)
+
+
+def test_a_new_session_is_no_way_around_the_quarantine() -> None:
+    """Its first fix is judged by where the driver was last seen, and has to be confirmed like any other."""
+    one = track(epoch=2)
+    one.follow(last_seen(40.7, age_ms=2000), 100.0)
+    assert one.take(item(1, 41.7), 100.0) is Verdict.QUARANTINED
+    assert one.take(item(2, 41.7001), 101.0) is Verdict.TAKEN
+
+
+def test_a_new_session_goes_on_from_what_its_driver_can_have_reached() -> None:
+    near, far = track(epoch=2), track(epoch=2)
+    near.follow(last_seen(40.7, age_ms=20_000), 100.0)  # 250 m and 20 s at 70 m/s: 1650 m
+    far.follow(last_seen(40.7, age_ms=20_000), 100.0)
+    assert near.take(item(1, 40.714), 100.0) is Verdict.TAKEN
+    assert far.take(item(1, 40.716), 100.0) is Verdict.QUARANTINED
+
+
+def test_a_driver_that_signed_off_may_come_back_anywhere() -> None:
+    one = track(epoch=2)
+    one.follow(last_seen(40.7, age_ms=0), 100.0)
+    one.removal()
+    assert one.take(item(1, 41.7), 101.0) is Verdict.TAKEN
+
+
+async def test_a_fix_that_is_delivered_three_times_counts_once() -> None:
+    """It is published once, and acknowledged once: acknowledgements are cumulative."""
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    bench.flusher.join(one)
+    verdicts = []
+    for seq in (1, 1, 1, 2, 2, 1, 2):
+        verdicts.append(bench.take(one, item(seq, 40.7 + seq / 8192)))
+        await bench.flusher.flush()
+    assert [each for each in verdicts if each is not Verdict.REPEATED] == [Verdict.TAKEN] * 2
+    assert [each.lat for each in bench.feed.fixes] == [40.7 + 1 / 8192, 40.7 + 2 / 8192]
+    assert acks == [1, 2]
+    assert bench.metrics.fixes.counts[("taken",)] == 2
+
+
 def test_an_unknown_heading_or_speed_does_not_cost_the_position() -> None:
     one = track()
     one.take(PositionItem(1, 40.7, -74.0, 0, -1.0, float("nan")), 0.0)
@@ -258,6 +300,21 @@ async def test_an_old_session_neither_publishes_nor_removes_once_a_newer_has_joi
     bench.flusher.remove(old)
     await bench.flusher.flush()
     assert (bench.feed.fixes, bench.feed.removals) == ([], [])
+
+
+async def test_an_older_session_that_joins_late_takes_nothing_from_the_newer_one() -> None:
+    """P7: two that sign on at once may be answered in either order."""
+    bench = Bench()
+    old, new = track(epoch=1), track(epoch=2)
+    bench.flusher.join(new)
+    bench.take(new, item(1))
+    bench.flusher.join(old)
+    bench.flusher.leave(old)
+    await bench.flusher.flush()
+    assert [each.epoch for each in bench.feed.fixes] == [2]
+    bench.flusher.remove(new)
+    await bench.flusher.flush()
+    assert [each.stamp.epoch for each in bench.feed.removals] == [2]
 
 
 async def test_a_new_generation_of_the_feed_gets_every_drivers_last_fix_again() -> None:

@@ -94,7 +94,7 @@ class Ledger:
     async def cancel_ride(self, ride_id: RideId, *, client_id: ClientId | None, reason: str) -> CommandOutcome:
         await self.gate.wait()
         self.commands.append(f"cancel {ride_id} {client_id} {reason}")
-        return Done(ride_of(new_ride("x")), Hint(ride_id, 2, NYC, None))
+        return Done(ride_of(new_ride("x")), (Hint(ride_id, 2, NYC, None),))
 
     async def move_trip(
         self,

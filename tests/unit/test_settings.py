@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from config.markets import MarketSettings, rings_of
+from config.geojson import rings_of
+from config.markets import MarketSettings
 from config.secret import with_token_secret
 from config.settings import ConfigError, Settings, load_settings, without_password
 
@@ -211,9 +212,12 @@ def test_two_markets_of_one_name_are_refused() -> None:
 def test_a_geojson_path_is_looked_up_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "area.geojson").write_text(json.dumps({"type": "Feature", "geometry": SQUARE}))
     path = tmp_path / "f.toml"
-    path.write_text('[[markets]]\nid = "x"\ngeojson = "area.geojson"\n')
+    path.write_text(
+        '[[markets]]\nid = "x"\ngeojson = "area.geojson"\nzones = [{ id = "jfk", geojson = "area.geojson" }]\n'
+    )
     (market,) = load_settings(path).markets
     assert market.geometry == {"type": "Feature", "geometry": SQUARE}
+    assert market.zones[0].geometry == market.geometry
 
 
 def test_the_road_network_is_looked_up_beside_the_file(tmp_path: Path) -> None:
@@ -243,6 +247,13 @@ def test_a_market_that_says_everything_reaches_a_child_process_unchanged() -> No
         "idle_bonus": 0.1,
         "refusal_s": 90,
         "top_speed_mps": 33,
+        "assign": "offer",
+        "offer_ttl_s": 20,
+        "missed_offers_max": 5,
+        "chain_within_s": 240,
+        "chain_late_s": 120,
+        "stall_after_s": 0,
+        "schedule_lead_s": 1200,
     }
     sent = load_settings(overrides={"markets": [AREA | says], "token_secret": SECRET})
     assert Settings.from_json(sent.to_json()) == sent
@@ -266,6 +277,7 @@ def test_a_travel_server_s_profile_is_that_of_its_cars_unless_named(travel: dict
 
 
 CLASSES = {"classes": ["standard", "premium"]}
+ZONE = {"id": "jfk", "center_lat": 1, "center_lon": 1, "radius_m": 5}
 
 
 @pytest.mark.parametrize(
@@ -304,8 +316,36 @@ CLASSES = {"classes": ["standard", "premium"]}
         ({"refusal_s": 1.1e7}, "refusal_s"),
         ({"idle_bonus_s_max": 1.1e7}, "idle_bonus_s_max"),
         ({"max_pickup_s": 1.1e7}, "max_pickup_s"),
+        ({"pickup_growth": -0.1}, "pickup_growth"),
+        ({"pickup_growth": math.inf}, "pickup_growth"),
+        ({"pickup_s_most": 3600}, "pickup_s_most takes no effect without pickup_growth"),
+        ({"pickup_growth": 1, "pickup_s_most": 1.1e7}, "pickup_s_most"),
+        ({"pickup_growth": 1, "pickup_s_most": 2000}, "pickup_s_most (2000) is below 2025: max_pickup_s (1800) grows"),
+        ({"pickup_growth": 1, "pickup_s_most": 7201}, "pickup_s_most (7201) is above 7200, 4 times max_pickup_s"),
         ({"unmatched_base_s": 1.1e7}, "unmatched_base_s"),
         ({"top_speed_mps": 0}, "top_speed_mps"),
+        ({"assign": "ask"}, "assign"),
+        ({"offer_ttl_s": 20}, 'offer_ttl_s takes no effect without assign = "offer"'),
+        ({"assign": "offer", "offer_ttl_s": 0}, "offer_ttl_s"),
+        ({"assign": "offer", "offer_ttl_s": 601}, "offer_ttl_s"),
+        ({"lost_grace_s": -1}, "lost_grace_s"),
+        ({"missed_offers_max": 0}, "missed_offers_max"),
+        ({"no_show_after_s": math.nan}, "no_show_after_s"),
+        ({"retry_s": 1.1e7}, "retry_s"),
+        ({"chain_within_s": -1}, "chain_within_s"),
+        ({"chain_late_s": 60}, "chain_late_s takes no effect without chain_within_s"),
+        ({"stall_after_s": math.inf}, "stall_after_s"),
+        ({"stall_after_s": 0, "stall_m": 100}, "stall_m takes no effect without stall_after_s"),
+        ({"schedule_lead_s": -1}, "schedule_lead_s"),
+        ({"schedule_ahead_s": 1.1e7}, "schedule_ahead_s"),
+        ({"guarantee_s": -1}, "guarantee_s"),
+        ({"zones": [ZONE, ZONE]}, "zones: jfk is named twice"),
+        ({"zones": [ZONE | {"id": "JFK"}]}, "zones[0].id"),
+        ({"zones": [ZONE | {"id": "j" * 33}]}, "zones[0].id"),
+        ({"zones": [ZONE | {"keep_s": -1}]}, "zones[0].keep_s"),
+        ({"zones": [ZONE | {"radius": 3}]}, "zones[0].radius: no such setting"),
+        ({"zones": [{"id": "jfk"}]}, "the area is missing: give center_lat"),
+        ({"zones": [ZONE | {"geojson": {"type": "Point"}}]}, "an area is a Polygon"),
     ],
 )
 def test_what_a_market_says_in_vain_or_by_mistake_is_refused(market: dict[str, Any], words: str) -> None:
