@@ -41,7 +41,7 @@ HINTS_MAX = 500
 class EventStore(Protocol):
     """What of the store the announcer needs (see matcher.store.Store)."""
 
-    async def ride(self, ride_id: RideId) -> Ride | None: ...
+    async def rides_of(self, ride_ids: Sequence[RideId]) -> dict[RideId, Ride]: ...
 
     async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]: ...
 
@@ -70,6 +70,17 @@ class AnnouncerStats:
     resyncs: int = 0
     overflowed: int = 0  # listeners that did not keep up
     faults: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """Rides as they stand, and by ride the events since a driver was told of it, where another has it now."""
+
+    rides: Mapping[RideId, Ride]
+    events: Mapping[RideId, Sequence[RideEvent]]
+
+
+_NOTHING = _News({}, {})
 
 
 class _Due(Generic[Key]):
@@ -375,13 +386,51 @@ class Announcer:
         for ride in await self._store.live_trips(present):
             if ride.trip is not None:
                 live[ride.trip.driver_id].append(ride)
-        for driver_id, rides in live.items():
-            for listener in tuple(self._drivers.get(driver_id, ())):
-                # Ends first: a ride that ended for this driver may be its own again by now.
-                await self._tell_ends(listener, listener.gone(rides))
-                listener.compare(rides)
-                await self._tell_unseen(listener, hinted[driver_id])
-            self._forget_hinted(driver_id, hinted[driver_id])
+        over = {driver_id: self._over(driver_id, rides, hinted[driver_id]) for driver_id, rides in live.items()}
+        # Who has only something new is not kept waiting by what ended for others: an offer lives for seconds.
+        for driver_id in [driver_id for driver_id, rides in over.items() if not rides]:
+            self._tell_driver(driver_id, live[driver_id], hinted[driver_id], _NOTHING)
+        ended = [driver_id for driver_id, rides in over.items() if rides]
+        if ended:
+            news = await self._news_of([told for driver_id in ended for told in over[driver_id].items()])
+            for driver_id in ended:
+                self._tell_driver(driver_id, live[driver_id], hinted[driver_id], news)
+
+    def _over(
+        self, driver_id: DriverId, live: Sequence[Ride], hinted: Mapping[RideId, int]
+    ) -> dict[RideId, Ride | None]:
+        """Rides to be read, for they are not live with this driver any more, each as it was told last."""
+        over: dict[RideId, Ride | None] = {}
+        present = {ride.ride_id for ride in live}
+        for listener in self._drivers.get(driver_id, ()):
+            over |= {told.ride_id: told for told in listener.gone(live)}
+            for ride_id, version in hinted.items():
+                if ride_id not in present and not listener.knows(ride_id, version):
+                    over.setdefault(ride_id, None)
+        return over
+
+    async def _news_of(self, over: Sequence[tuple[RideId, Ride | None]]) -> _News:
+        """How these rides stand, and what happened to those that have another trip since; two queries for all."""
+        rides = await self._store.rides_of([ride_id for ride_id, _ in over])
+        moved: dict[RideId, int] = {}
+        for ride_id, told in over:
+            if told is not None and ride_id in rides and has_moved_on(told, rides[ride_id]):
+                moved[ride_id] = min(told.version, moved.get(ride_id, told.version))
+        events = await self._store.events_after(moved, limit=EVENTS_MAX) if moved else []
+        of_ride = {ride_id: list(some) for ride_id, some in groupby(events, key=lambda event: event.ride_id)}
+        if len(events) >= EVENTS_MAX:  # the rest of them is cut off; its drivers are read again
+            self._due_drivers.add(self._drivers.keys())
+        return _News(rides, of_ride)
+
+    def _tell_driver(
+        self, driver_id: DriverId, live: Sequence[Ride], hinted: Mapping[RideId, int], news: _News
+    ) -> None:
+        for listener in tuple(self._drivers.get(driver_id, ())):
+            # Ends first: a ride that ended for this driver may be its own again by now.
+            self._tell_ends(listener, listener.gone(live), news)
+            listener.compare(live)
+            self._tell_unseen(listener, hinted, news)
+        self._forget_hinted(driver_id, hinted)
 
     async def _read_rows(self, driver_ids: Sequence[DriverId]) -> None:
         present = [driver_id for driver_id in driver_ids if driver_id in self._drivers]
@@ -397,23 +446,22 @@ class Announcer:
         if left:
             self._hinted[driver_id] = left
 
-    async def _tell_ends(self, listener: DriverListener, gone: Sequence[Ride]) -> None:
+    def _tell_ends(self, listener: DriverListener, gone: Sequence[Ride], news: _News) -> None:
         """Tells of trips that are not live any more."""
         for told in gone:
-            now = await self._store.ride(told.ride_id)
+            now = news.rides.get(told.ride_id)
             if now is None or told.trip is None:
                 continue
-            events: list[RideEvent] = []
-            if has_moved_on(told, now):
-                events = await self._store.events_after({told.ride_id: told.version}, limit=EVENTS_MAX)
+            events = [each for each in news.events.get(told.ride_id, ()) if each.version > told.version]
             view = ended_view(told, now, events)
             if view is not None and listener.has(told.trip.trip_id):  # else its own command has ended it meanwhile
                 listener.tell(view)
 
-    async def _tell_unseen(self, listener: DriverListener, hinted: Mapping[RideId, int]) -> None:
+    def _tell_unseen(self, listener: DriverListener, hinted: Mapping[RideId, int], news: _News) -> None:
         """Tells of trips that were hinted at and ended before the driver was told of them."""
         for ride_id, version in hinted.items():
-            if not listener.knows(ride_id, version):
-                now = await self._store.ride(ride_id)
-                if now is not None and now.trip is not None and now.trip.driver_id == listener.driver_id:
-                    listener.tell(now)
+            now = news.rides.get(ride_id)
+            if now is None or listener.knows(ride_id, version):
+                continue
+            if now.trip is not None and now.trip.driver_id == listener.driver_id:
+                listener.tell(now)

@@ -62,6 +62,7 @@ from matcher.store_rides import OnOutcome
 from matcher.store_rows import can_be_id, ride_with_trip_of, storable_reason
 from matcher.store_webhooks import Webhooks
 
+RIDES_CHUNK = 500
 DRIVERS_CHUNK = 500
 HISTORIES_MAX = 100_000
 AUDIT_S_MAX = 120.0
@@ -136,6 +137,16 @@ class Store(MatchingStore):
         if not can_be_id(ride_id):
             return None
         return await self._database.read(lambda session: store_rides.read_ride(session, ride_id))
+
+    async def rides_of(self, ride_ids: Sequence[RideId]) -> dict[RideId, Ride]:
+        """Those of these that there are."""
+        found: dict[RideId, Ride] = {}
+        ordered = sorted(set(ride_ids))
+        for i in range(0, len(ordered), RIDES_CHUNK):
+            some = ordered[i : i + RIDES_CHUNK]
+            read = await self._database.read(partial(store_rides.read_rides, ride_ids=some))
+            found |= {ride.ride_id: ride for ride in read}
+        return found
 
     async def rides(
         self, client_id: ClientId | None, *, state: RideState | None, before: str | None, limit: int

@@ -70,6 +70,11 @@ INSERT_EVENT = Statement(ride_events.insert())
 READ_RIDE = Statement(
     sa.select(*RIDE_AND_TRIP).select_from(RIDES_WITH_TRIP).where(rides.c.ride_id == sa.bindparam("ride_id"))
 )
+READ_RIDES_OF = Statement(
+    sa.select(*RIDE_AND_TRIP)
+    .select_from(RIDES_WITH_TRIP)
+    .where(rides.c.ride_id.in_(sa.bindparam("ids", expanding=True)))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +310,10 @@ def _storable_metadata(ride: Ride) -> str:
         return json_of(ride.metadata)
     except (ValueError, TypeError, RecursionError) as error:  # NaN, no JSON at all, or too deep
         raise Unstorable(f"metadata: {error}") from error
+
+
+async def read_rides(session: Session, ride_ids: Sequence[RideId]) -> list[Ride]:
+    return [ride_with_trip_of(row) for row in await rows_of(session, READ_RIDES_OF(ids=sorted(ride_ids)))]
 
 
 async def read_ride(session: Session, ride_id: str) -> Ride | None:

@@ -78,9 +78,9 @@ class Book:
         if self.down:
             raise StoreUnavailable("down")
 
-    async def ride(self, ride_id: RideId) -> Ride | None:
-        self._read("ride")
-        return self.rides.get(ride_id)
+    async def rides_of(self, ride_ids: Sequence[RideId]) -> dict[RideId, Ride]:
+        self._read("rides_of")
+        return {ride_id: self.rides[ride_id] for ride_id in ride_ids if ride_id in self.rides}
 
     async def live_trips(self, driver_ids: Sequence[DriverId]) -> list[Ride]:
         self._read("live_trips")
@@ -326,6 +326,27 @@ async def test_a_trip_that_ended_before_its_driver_was_told_of_it_is_told_as_end
             announcer.announce([Hint(R1, 3, NYC, ANNA)])
             await until(lambda: len(told) == 1)
     assert [ride.trip.state for ride in told if ride.trip] == ["completed"]
+
+
+async def test_trips_of_many_drivers_that_end_at_once_are_one_query_and_keep_nobody_waiting(
+    book: Book, hints: LossyHints
+) -> None:
+    """Offers that run out by the hundred must not hold back the next ones, which live for seconds."""
+    drivers = [DriverId(f"d{number:03}") for number in range(200)]
+    told: list[Ride] = []
+    async with running(book, hints) as announcer:
+        with ExitStack() as contexts:
+            for driver_id in drivers:
+                contexts.enter_context(announcer.driver_listener(driver_id, told.append))
+            await until(lambda: announcer.stats.resyncs == 1 and "live_trips" in book.reads)
+            for state, version in ((TripState.ACCEPTED, 2), (TripState.COMPLETED, 3)):
+                told.clear()
+                book.reads.clear()
+                for number, driver_id in enumerate(drivers):
+                    book.put(RideId(f"r_{number:03}"), version, driver_id, state, f"t_{number}")
+                announcer.announce([Hint(RideId(f"r_{n:03}"), version, NYC, each) for n, each in enumerate(drivers)])
+                await until(lambda: len(told) == len(drivers))
+            assert [read for read in book.reads if read != "mark_announced"] == ["live_trips", "rides_of"]
 
 
 async def test_a_driver_is_never_told_of_another_drivers_trip(book: Book, hints: LossyHints) -> None:
