@@ -291,15 +291,35 @@ class Machine(RuleBasedStateMachine):
             self.play("note_lost", driver=trip.driver, epoch=old)
 
     def loses_its_socket(self, pick: int) -> None:
-        """While an offer stands; sometimes it comes back in time."""
+        """While an offer stands: for good, or it comes back in time, or the offer runs out meanwhile."""
         trips = self.model.live_trips("offered")
+        if not trips:
+            return
+        trip = picked(pick, trips)
+        self.play("note_lost", driver=trip.driver, epoch=self.model.drivers[trip.driver].epoch)
+        match pick % 3:
+            case 0:
+                self.pass_time(LOST_GRACE_MS + 3 * MINUTE_MS)
+            case 1:
+                self.play("sign_on", driver=trip.driver, market=HERE, online=True)
+                self.pass_time(LOST_GRACE_MS + 3 * MINUTE_MS)
+            case _:
+                self.age_trip(trip.trip_id, HOUR_MS + MINUTE_MS)
+        self.sweeps()
+
+    def comes_too_late(self, pick: int) -> None:
+        """The trip's time is over, although nobody has swept yet."""
+        trips = self.model.live_trips()
         if trips:
-            driver = picked(pick, trips).driver
-            self.play("note_lost", driver=driver, epoch=self.model.drivers[driver].epoch)
-            if pick > 5:
-                self.play("sign_on", driver=driver, market=HERE, online=True)
-            self.pass_time(LOST_GRACE_MS + 3 * MINUTE_MS)
+            trip = picked(pick, trips)
+            self.age_trip(trip.trip_id, 7 * HOUR_MS + MINUTE_MS)
+            for move in ("arrive", *sorted(self.model.in_order(trip))):
+                self.command(move, trip)
             self.sweeps()
+
+    def an_hour_passes(self, pick: int) -> None:
+        self.pass_time(HOUR_MS + MINUTE_MS)
+        self.sweeps()
 
     def ignores_offers(self, pick: int) -> None:
         """One after the other, until the driver is taken for absent; or it answers one in between."""
@@ -311,6 +331,14 @@ class Machine(RuleBasedStateMachine):
                 return
             self.match(waiting[0].ride_id, driver, OFFER_TTL_MS)
             self._answers(driver, move)
+
+    def ignores_two_offers(self, pick: int) -> None:
+        """That of its present place and that of the next one, at once."""
+        for driver in self._at_work(set())[:1]:
+            for _ in range(2):
+                for ride in (self.model.waiting() or self._new_one())[:1]:
+                    self.match(ride.ride_id, driver, OFFER_TTL_MS)
+            self.an_hour_passes(pick)
 
     def _answers(self, driver: str, move: str | None) -> None:
         for trip in [trip for trip in self.model.live_trips("offered") if trip.driver == driver]:
@@ -369,7 +397,10 @@ STEPS: Sequence[tuple[int, str, Step]] = (
     (4, "fail at the next commit", Machine.fails_at_the_next_commit),
     (1, "stall", Machine.stands_still),
     (1, "let an offer run out", lambda it, pick: it.runs_out(pick, 1, "offered")),
+    (1, "come too late", Machine.comes_too_late),
+    (1, "let an hour pass", Machine.an_hour_passes),
     (1, "ignore offers", Machine.ignores_offers),
+    (1, "ignore two offers", Machine.ignores_two_offers),
     (1, "let the next wait", lambda it, pick: it.runs_out(pick, 4, "accepted", slot="next")),
     (1, "let a trip be abandoned", lambda it, pick: it.runs_out(pick, 7, "accepted", "arrived", "in_progress")),
     (1, "let a ride expire", lambda it, pick: it.grows_old(pick, 25, "scheduled", "searching", "offered")),

@@ -317,7 +317,7 @@ class Lifecycle(Machine):
 #: After ten examples Hypothesis goes over to variants of what it has, which all do much the same here.
 EXAMPLES_AT_ONCE = 9
 #: So many times that: the seconds of a usual run.
-ROUNDS = 4
+ROUNDS = 3
 
 
 def run(url: str, rounds: int) -> Reached:
