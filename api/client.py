@@ -28,7 +28,7 @@ from api import schema, schema_webhooks
 from api.client_driver import DriverClient, DriverSocket
 from api.client_events import SILENT_S_MAX, Event, follow
 from api.client_http import Answer, ApiError, Backoff, GaveUp, ProblemOut, Retry, repeated
-from api.schema_operator import AssignRequest, BecauseRequest, MarketOut, MarketPage, PauseRequest
+from api.schema_operator import AssignRequest, BecauseRequest, MarketOut, MarketPage, PauseRequest, ReleaseRequest
 from api.schema_rides import RideDetailOut
 from api.webhook_signature import verify_signature
 
@@ -158,9 +158,14 @@ class DispatchClient:
         """
         return await self._command_ride(ride_id, "assign", AssignRequest(driver_id, reason, ask))
 
-    async def release_ride(self, ride_id: str, reason: str) -> schema.RideOut:
-        """Takes the driver from the ride, which searches on."""
-        return await self._command_ride(ride_id, "release", BecauseRequest(reason))
+    async def release_ride(self, ride_id: str, reason: str, *, trip_id: str | None = None) -> schema.RideOut:
+        """Takes the driver of this trip, else of the ride's present one, from the ride, which searches on.
+
+        It is asked for by the trip, so that a repetition takes nobody else from it.
+        """
+        if trip_id is None and (present := (await self.ride(ride_id)).trip) is not None:
+            trip_id = present.id
+        return await self._command_ride(ride_id, "release", ReleaseRequest(reason, trip_id))
 
     async def complete_ride(self, ride_id: str, reason: str) -> schema.RideOut:
         """For a driver who cannot say that the ride is completed."""

@@ -91,9 +91,12 @@ class DriversApi:
             seats=body.seats,
             tags=known_tags(body.tags, self._tags.names, "/tags"),
             status=await self._status(identity, driver_id, body.status),
+            lifts_suspension=identity.is_admin,
         )
         outcome = await self._desk.do(put)
         self._tell_session(outcome.driver)
+        if outcome.driver.status is DriverStatus.SUSPENDED and body.status is not None and not identity.is_admin:
+            raise _still_suspended()  # since we looked
         return answer(request, driver_out(outcome.driver))
 
     async def suspend(self, request: web.Request) -> web.Response:
@@ -149,7 +152,7 @@ class DriversApi:
             raise Problem("forbidden", "only an admin may suspend a driver")
         present = await self._store.driver(driver_id)
         if present is not None and present.status is DriverStatus.SUSPENDED:
-            raise Problem("driver-suspended", "the driver is suspended; only an admin may lift that")
+            raise _still_suspended()
         return DriverStatus(asked)
 
     def _tell_session(self, driver: Driver) -> None:
@@ -178,6 +181,10 @@ class DriversApi:
             idle=query_choice(request, "idle", ("true", "false")) != "false",
         )
         return answer(request, NearbyPage(items), headers={ENGAGED_AGE_HEADER: f"{engaged_age_s:.1f}"})
+
+
+def _still_suspended() -> Problem:
+    return Problem("driver-suspended", "the driver is suspended; only an admin may lift that")
 
 
 def _driver_unknown() -> Problem:

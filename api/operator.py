@@ -17,12 +17,12 @@ from api.markets import Markets
 from api.planes import Planes
 from api.rides import of_operator, read_command, ride_id_of, ride_unknown
 from api.schema import ride_out
-from api.schema_operator import AssignRequest, BecauseRequest
+from api.schema_operator import AssignRequest, BecauseRequest, ReleaseRequest
 from api.security import identity_of
 from geo.distance import between_m
 from geo.model import DriverId, LatLng
 from matcher.ids import new_trip_id
-from matcher.model import Ride, RideId
+from matcher.model import Ride, RideId, TripId
 from matcher.policy import Market
 from matcher.rides import RideDesk
 from matcher.store import Store
@@ -40,6 +40,7 @@ class OperatorApi:
         self._markets = markets
         self._max_body_bytes = max_body_bytes
         self._assign_body = BodyDecoder(AssignRequest)
+        self._release_body = BodyDecoder(ReleaseRequest)
         self._because_body = BodyDecoder(BecauseRequest)
 
     def routes(self) -> list[web.RouteDef]:
@@ -74,8 +75,10 @@ class OperatorApi:
     async def release(self, request: web.Request) -> web.Response:
         """Takes the ride's driver from it; the ride searches on without that one."""
         ride_id = _ride_of_admin(request)
-        reason = (await read_command(request, self._because_body, self._max_body_bytes)).reason
-        outcome = await self._desk.do(partial(self._store.release_ride, ride_id, reason=reason))
+        body = await read_command(request, self._release_body, self._max_body_bytes)
+        trip_id = None if body.trip_id is None else TripId(body.trip_id)
+        release = partial(self._store.release_ride, ride_id, reason=body.reason, trip_id=trip_id)
+        outcome = await self._desk.do(release)
         return answer(request, ride_out(of_operator(outcome, "release")))
 
     async def complete(self, request: web.Request) -> web.Response:

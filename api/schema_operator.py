@@ -23,6 +23,13 @@ class BecauseRequest(Struct, frozen=True, forbid_unknown_fields=True):
     reason: Reason
 
 
+class ReleaseRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`trip_id`: only that trip is meant, so that the command may be repeated when the ride has another one by now."""
+
+    reason: Reason
+    trip_id: WireId | None = None
+
+
 class PauseRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """`new_rides`: those that are asked for while nobody is matched are refused, or taken and wait."""
 

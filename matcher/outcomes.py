@@ -154,15 +154,17 @@ class Carrying:
 
 @dataclass(frozen=True, slots=True)
 class Approach:
-    """A driver who accepted and is on its way; `distance_m` from where it was when matched, or was to be free."""
+    """A driver who accepted and is on its way since then.
+
+    `distance_m` is from where it was when matched, or was to be free; 0 where that is not known.
+    """
 
     ride_id: RideId
     trip_id: TripId
     driver_id: DriverId
     pickup: LatLng
     distance_m: float
-    accepted_at_ms: int
-    was_chained: bool
+    since_ms: int
 
 
 @dataclass(frozen=True, slots=True)

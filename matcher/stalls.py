@@ -2,7 +2,8 @@
 
 A driver has to gain `stall_m` metres within any `stall_after_s` seconds since it accepted, unless it is that near
 already. One that is not heard of any more gains nothing. A trip that was a next one counts from when its turn has
-come. A matcher that takes over counts from the acceptance where nothing was gained since, else from its first look on.
+come, and one for later from when its search would have begun. A matcher that takes over counts from then too where
+nothing was gained since, else from its first look on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ class StallWatch:
         self._after_ms = round(market.stall_after_s * 1000)
         self._gain_m = market.stall_m
         self._progress: dict[TripId, _Progress] = {}
-        self._looked_at_ms: int | None = None
         self._was_blind = False
 
     def blind(self) -> None:
@@ -48,7 +48,7 @@ class StallWatch:
         """Those who have stalled. `approaches` are all of the market's; who is not among them is forgotten."""
         before, self._progress = self._progress, {}
         stalled = [each for each in approaches if self._has_stalled(each, before.get(each.trip_id), now_ms, away)]
-        self._looked_at_ms, self._was_blind = now_ms, False
+        self._was_blind = False
         return stalled
 
     def _has_stalled(self, one: Approach, known: _Progress | None, now_ms: int, away: Away) -> bool:
@@ -62,14 +62,7 @@ class StallWatch:
         return now_ms - progress.since_ms >= self._after_ms
 
     def _first(self, one: Approach, now_ms: int, away_m: float | None) -> _Progress:
-        """A trip that was a next one was accepted long before its turn came, from wherever the driver was then.
-
-        Of one that was chained by a batch the distance is from where the driver was to be free. Of one assigned by hand
-        it is from where it was, so that it counts from here; it may not be known at all.
-        """
-        came_later = self._looked_at_ms is not None and one.accepted_at_ms < self._looked_at_ms
-        is_new = one.was_chained or came_later or self._was_blind
-        began_m = one.distance_m or math.inf
-        if away_m is not None and (not one.distance_m or (came_later and not one.was_chained)):
-            began_m = away_m
-        return _Progress(began_m, now_ms if is_new else one.accepted_at_ms)
+        """Where the driver was when it set out is not always known: then it counts from here and now."""
+        if one.distance_m:
+            return _Progress(one.distance_m, now_ms if self._was_blind else one.since_ms)
+        return _Progress(math.inf if away_m is None else away_m, now_ms)

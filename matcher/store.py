@@ -177,11 +177,13 @@ class Store(MatchingStore):
         redirect = partial(store_trips.redirect_ride, client_id=client_id, actor=actor)
         return await self._database.write(lambda session: redirect(session, ride_id, dropoff))
 
-    async def release_ride(self, ride_id: RideId, *, reason: str | None) -> CommandOutcome:
-        """An operator takes the driver from the ride, which searches on."""
-        if not can_be_id(ride_id):
+    async def release_ride(
+        self, ride_id: RideId, *, reason: str | None, trip_id: TripId | None = None
+    ) -> CommandOutcome:
+        """An operator takes the driver from the ride, which searches on; with `trip_id` only that trip's."""
+        if not can_be_id(ride_id) or not can_be_id(trip_id or ""):
             return NotFound()
-        return await self._database.write(store_operator.Release(ride_id, reason, self._lives))
+        return await self._database.write(store_operator.Release(ride_id, reason, self._lives, trip_id))
 
     async def complete_ride(self, ride_id: RideId, *, reason: str | None) -> CommandOutcome:
         """An operator says for the driver that the ride is completed."""
@@ -205,8 +207,12 @@ class Store(MatchingStore):
         seats: int,
         status: DriverStatus | None = None,
         tags: Collection[str] = (),
+        lifts_suspension: bool = True,
     ) -> StatusSet:
-        """Makes the driver or changes it; `status` None keeps it, a new one is offline. `tags` replace the old ones."""
+        """Makes the driver or changes it; `status` None keeps it, a new one is offline. `tags` replace the old ones.
+
+        Unless it `lifts_suspension`, a suspended driver stays so, as the answer shows.
+        """
 
         async def work(session: Session) -> StatusSet:
             return await store_drivers.put(
@@ -217,6 +223,7 @@ class Store(MatchingStore):
                 status=status,
                 tags=tags,
                 lives=self._lives,
+                lifts_suspension=lifts_suspension,
             )
 
         try:

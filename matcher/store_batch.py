@@ -64,10 +64,13 @@ from matcher.store_rows import (
 from matcher.tables import drivers, now_ms, rides, trips
 
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+#: A ride for later that was given a driver early, and lost it, waits for its time all the same.
+_IS_TIME = sa.func.coalesce(rides.c.search_at_ms, 0) <= now_ms()
 _WAITING = (
     rides.c.market == sa.bindparam("market"),
     rides.c.state == RideState.SEARCHING.value,
     rides.c.deadline_at_ms > now_ms(),
+    _IS_TIME,
 )
 READ_WAITING = Statement(
     sa.select(*RIDE_COLUMNS)
@@ -105,7 +108,19 @@ READ_CARRYING = Statement(
         ),
     )
 )
-#: Who has accepted and is on its way to the pickup.
+_MATCHED_FOR_LATER = sa.or_(trips.c.now_since_ms > trips.c.matched_at_ms, rides.c.search_at_ms > trips.c.matched_at_ms)
+_ACCEPTED_AT = sa.func.coalesce(trips.c.accepted_at_ms, trips.c.matched_at_ms)
+_TURN_AT = sa.func.coalesce(trips.c.now_since_ms, trips.c.matched_at_ms)
+_SEARCH_AT = sa.func.coalesce(rides.c.search_at_ms, 0)
+
+
+def _latest(one: sa.ColumnElement[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """The later of two times: GREATEST and MAX are not the same on all databases."""
+    return sa.case((one > other, one), else_=other)
+
+
+#: Who has accepted and is on its way to the pickup, now or where the ride is for later, once its time has come. Whoever
+#: was matched by hand before that was somewhere else then: its distance is not known.
 READ_APPROACHING = Statement(
     sa.select(
         rides.c.ride_id,
@@ -113,9 +128,8 @@ READ_APPROACHING = Statement(
         trips.c.driver_id,
         rides.c.pickup_lat,
         rides.c.pickup_lon,
-        trips.c.distance_m,
-        sa.func.coalesce(trips.c.accepted_at_ms, trips.c.matched_at_ms),
-        trips.c.release_at_ms,
+        sa.case((sa.and_(trips.c.release_at_ms.is_(None), _MATCHED_FOR_LATER), 0.0), else_=trips.c.distance_m),
+        _latest(_ACCEPTED_AT, _latest(_TURN_AT, _SEARCH_AT)),
     )
     .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
     .where(
@@ -123,6 +137,7 @@ READ_APPROACHING = Statement(
         trips.c.market == sa.bindparam("market"),
         trips.c.live_slot == Slot.NOW.value,
         trips.c.state == TripState.ACCEPTED.value,
+        _IS_TIME,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
@@ -214,10 +229,9 @@ async def approaching(session: Session, market: MarketId, limit: int) -> list[Ap
             driver_id=DriverId(text_of(driver_id)),
             pickup=LatLng(lat, lon),
             distance_m=distance_m,
-            accepted_at_ms=accepted_at_ms,
-            was_chained=release_at_ms is not None,
+            since_ms=since_ms,
         )
-        for ride_id, trip_id, driver_id, lat, lon, distance_m, accepted_at_ms, release_at_ms in await rows_of(
+        for ride_id, trip_id, driver_id, lat, lon, distance_m, since_ms in await rows_of(
             session, READ_APPROACHING(market=market, limit=limit)
         )
     ]

@@ -100,6 +100,8 @@ _SET_STATUS = (
     )
 )
 SET_STATUS = Statement(_SET_STATUS)
+#: Never out of a suspension.
+SET_STATUS_UNLESS_SUSPENDED = Statement(_SET_STATUS.where(drivers.c.status != DriverStatus.SUSPENDED.value))
 #: By a driver's own session: of the newest epoch alone, and never out of a suspension.
 SET_STATUS_OF_EPOCH = Statement(
     _SET_STATUS.where(drivers.c.epoch == sa.bindparam("of_epoch"), drivers.c.status != DriverStatus.SUSPENDED.value)
@@ -161,6 +163,7 @@ async def put(
     status: DriverStatus | None,
     tags: Collection[str],
     lives: Lives,
+    lifts_suspension: bool,
 ) -> StatusSet:
     """Raises Conflict where another made the driver meanwhile: done again, it finds the row. Raises Raced."""
     values = {
@@ -171,7 +174,8 @@ async def put(
     }
     steps = [UPDATE_DRIVER(**values)]
     if status is not None:
-        steps.append(SET_STATUS(of_driver=driver_id, to_status=status.value, to_code=None))
+        statement = SET_STATUS if lifts_suspension else SET_STATUS_UNLESS_SUSPENDED
+        steps.append(statement(of_driver=driver_id, to_status=status.value, to_code=None))
     changed = await _set(session, driver_id, status, steps, lives)
     if changed is not None:
         return changed

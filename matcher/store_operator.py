@@ -28,7 +28,7 @@ from matcher.store_changes import Change, apply, decide, hints_of, with_promotio
 from matcher.store_leases import hold
 from matcher.store_rides import INSERT_EVENT, NOW
 from matcher.store_rows import event_row, hint_of, storable_reason, tags_of, text_of
-from matcher.store_trips import read_ride_now, refused, repeated, written
+from matcher.store_trips import read_ride_now, read_trip, refused, repeated, written
 from matcher.tables import drivers, rides
 
 #: A driver on a break may be assigned by hand; nobody else who is not online.
@@ -50,13 +50,15 @@ LOCK_DRIVER_ROW = Statement(
 class Release:
     """Takes the ride's driver from it before the pickup; the ride searches on.
 
-    One command, whatever tries it takes: where the outcome of one is unknown and the ride has another driver by now,
-    it was done, and that one stays.
+    With `trip_id` only that trip is meant: where the ride has another one by now, that one stays, so that the command
+    may be repeated. Without it is one command, whatever tries it takes: where the outcome of one is unknown and the
+    ride has another driver by now, it was done.
     """
 
     ride_id: RideId
     reason: str | None
     lives: Lives
+    trip_id: TripId | None = None
     _meant: TripId | None = None
 
     async def __call__(self, session: Session) -> CommandOutcome:
@@ -65,10 +67,17 @@ class Release:
         if ride is None:
             return refused(session, NotFound())
         trip_id = None if ride.live_trip is None else ride.live_trip.trip_id
+        if self.trip_id is not None and trip_id != self.trip_id:
+            return refused(session, await self._of_another(session, ride, self.trip_id))
         if session.settling and self._meant is not None and trip_id != self._meant:
             return refused(session, repeated(session, ride))
         self._meant = trip_id
         return await _released(session, ride, at_ms, next_rides, self.reason, self.lives)
+
+    async def _of_another(self, session: Session, ride: Ride, trip_id: TripId) -> CommandOutcome:
+        meant = await read_trip(session, trip_id)
+        was_done = meant is not None and meant.ride_id == ride.ride_id and meant.end_code == Code.RELEASED
+        return repeated(session, ride) if was_done else NotAllowed(ride, ())
 
 
 async def _released(

@@ -152,7 +152,9 @@ class Checks:
         assert waiting.refused == model.refused()
         assert {(each.driver_id, each.dropoff) for each in waiting.carrying} == set(self._carrying())
         assert {(each.ride_id, each.trip_id, each.driver_id) for each in view.approaching} == {
-            (trip.ride, trip.trip_id, trip.driver) for trip in model.live_trips("accepted", slot="now")
+            (trip.ride, trip.trip_id, trip.driver)
+            for trip in model.live_trips("accepted", slot="now")
+            if model.is_time(model.rides[trip.ride])
         }
         assert waiting.paused == (model.new_rides is not None)
 

@@ -167,8 +167,14 @@ class World:
 
     def waiting(self) -> list[Ride]:
         """In the order of the queue."""
-        in_time = [ride for ride in self.in_states("searching") if ride.deadline_ms > self.now_ms]
+        in_time = [
+            ride for ride in self.in_states("searching") if ride.deadline_ms > self.now_ms and self.is_time(ride)
+        ]
         return sorted(in_time, key=lambda ride: ride.queued)
+
+    def is_time(self, ride: Ride) -> bool:
+        """A ride for later may have been given a driver before that, by hand."""
+        return ride.search_ms is None or ride.search_ms <= self.now_ms
 
     def refused(self) -> dict[str, set[str]]:
         found = {ride.ride_id: {trip.driver for trip in ride.trips if trip.refuses} for ride in self.waiting()}

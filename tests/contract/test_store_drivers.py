@@ -9,6 +9,7 @@ import pytest
 from geo.model import DriverId, MarketId
 from matcher.errors import StoreUnavailable
 from matcher.model import DriverStatus, Slot
+from matcher.outcomes import SuspendTrips
 from tests.stores import MARKET, StoreCase
 
 D = DriverId("dörte 1")
@@ -32,6 +33,16 @@ class TestDrivers:
         assert (driver.status, driver.market) == (DriverStatus.ONLINE, MARKET)
         put = await case.store.put_driver(D, vehicle_class="xl", seats=7, status=DriverStatus.SUSPENDED)
         assert put.driver.status is DriverStatus.SUSPENDED
+
+    async def test_putting_lifts_a_suspension_only_where_it_is_said_to(self, case: StoreCase) -> None:
+        """P11: a driver may ask to be online while an operator suspends it."""
+        await case.driver(D)
+        await case.store.suspend(D, trips=SuspendTrips.KEEP, reason=None)
+        for may_lift, status in ((False, DriverStatus.SUSPENDED), (True, DriverStatus.ONLINE)):
+            put = await case.store.put_driver(
+                D, vehicle_class="xl", seats=7, status=DriverStatus.ONLINE, lifts_suspension=may_lift
+            )
+            assert put.driver.status is status
 
     async def test_a_driver_has_the_tags_that_were_put_last(self, case: StoreCase) -> None:
         tags = ["pets", "child_seat", "pets"]

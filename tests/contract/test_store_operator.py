@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from geo.model import DriverId, MarketId
-from matcher.model import Actor, Code, DriverStatus, Hint, Move, Ride, RideId, RideState, Slot, Trip, TripState
+from matcher.model import Actor, Code, DriverStatus, Hint, Move, Ride, RideId, RideState, Slot, Trip, TripId, TripState
 from matcher.outcomes import Done, NotAllowed, NotAssignable, NotFound
 from tests.stores import HOUR_MS, MARKET, StoreCase
 
@@ -215,6 +215,19 @@ class TestRelease:
         assert (await case.store.waiting(MARKET, limit=9)).refused == {ride.ride_id: {trip.driver_id}}
         assert await case.store.release_ride(before.ride_id, reason=None) == Done(ride, ())  # P3
         assert (await case.store.audit()).holds
+
+    async def test_by_its_trip_it_may_be_repeated_when_the_ride_has_another_driver(self, case: StoreCase) -> None:
+        """P3: the retry of an answer that was lost takes nobody else from the ride."""
+        before, trip = await case.matched()
+        await case.done(await case.store.release_ride(before.ride_id, reason=None, trip_id=trip.trip_id))
+        await case.match(await case.now(before.ride_id), await case.driver())
+        present = await case.now(before.ride_id)
+        again = await case.store.release_ride(before.ride_id, reason=None, trip_id=trip.trip_id)
+        assert again == Done(present, ())
+        for name in ("t_unknown", "\udc80"):
+            other = await case.store.release_ride(before.ride_id, reason=None, trip_id=TripId(name))
+            assert other == (NotFound() if name == "\udc80" else NotAllowed(present, ()))
+        assert await case.now(before.ride_id) == present
 
     async def test_what_has_no_driver_or_a_passenger_aboard_is_not_released(self, case: StoreCase) -> None:
         for ride in (await case.ride(), (await case.under_way())[0]):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from matcher.model import Actor, Code, Ride, RideState
-from matcher.outcomes import Requested
+from matcher.model import Actor, Code, Move, Ride, RideState, Slot
+from matcher.outcomes import Approach, Requested
 from matcher.store import Store
 from tests.stores import HOUR_MS, MARKET, StoreCase, new_ride, pairing
 
@@ -143,3 +143,45 @@ async def test_a_scheduled_ride_survives_every_process(case: StoreCase) -> None:
     its_time_comes(case, ride)
     assert len(await case.sweep()) == 1
     assert await case.waiting_ids() == [ride.ride_id]
+
+
+class TestAssignedEarly:
+    """An operator gave a ride for later its driver, long before its time."""
+
+    async def test_its_driver_need_not_approach_before_its_time(self, case: StoreCase) -> None:
+        ride, driver = await ahead(case), await case.driver()
+        trip = (await case.done(await case.assign(ride.ride_id, driver))).trip
+        assert trip is not None
+        assert await case.store.approaching(MARKET, limit=10) == []
+        its_time_comes(case, ride)
+        [found] = await case.store.approaching(MARKET, limit=10)
+        assert found == Approach(ride.ride_id, trip.trip_id, driver, ride.pickup, 0.0, trip.matched_at_ms)
+
+    async def test_without_its_driver_it_waits_for_its_time_all_the_same(self, case: StoreCase) -> None:
+        ride = await ahead(case)
+        await case.assign(ride.ride_id, await case.driver())
+        released = await case.done(await case.store.release_ride(ride.ride_id, reason=None))
+        assert released.state is RideState.SEARCHING
+        assert await case.waiting_ids() == []
+        its_time_comes(case, ride)
+        assert await case.waiting_ids() == [ride.ride_id]
+
+    async def test_whoever_was_somewhere_else_when_it_was_matched_has_no_distance(self, case: StoreCase) -> None:
+        """By hand as a next one, or for later: what it had to drive then says nothing."""
+        _, present = await case.under_way()
+        following, later = await case.ride(), await ahead(case)
+        other = await case.driver()
+        await case.assign(following.ride_id, present.driver_id)
+        await case.assign(later.ride_id, other)
+        case.sql("UPDATE trips SET distance_m = 500")
+        await case.move(present, Move.COMPLETE)
+        case.sql("UPDATE trips SET matched_at_ms = matched_at_ms - 1000, accepted_at_ms = accepted_at_ms - 1000")
+        case.sql("UPDATE trips SET now_since_ms = now_since_ms - 1000 WHERE ride_id = ?", later.ride_id)
+        its_time_comes(case, later)
+        found = {each.ride_id: each for each in await case.store.approaching(MARKET, limit=10)}
+        assert [found[ride.ride_id].distance_m for ride in (following, later)] == [0.0, 0.0]
+        assert found[later.ride_id].since_ms == later.requested_at_ms
+        chained = await case.store.live_trips([present.driver_id])
+        assert chained[0].trip is not None
+        assert chained[0].trip.slot is Slot.NOW
+        assert found[following.ride_id].since_ms > chained[0].trip.matched_at_ms

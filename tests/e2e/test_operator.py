@@ -191,6 +191,17 @@ class TestRelease:
         await other.stands(LAT + 0.05)
         assert (await embedded.ride_in("assigned", ride["id"]))["trip"]["driver_id"] == "d2"
 
+    async def test_by_its_trip_a_repetition_takes_nobody_else_from_the_ride(self, embedded: Running) -> None:
+        """P3: as the typed client asks for it, which repeats what was not answered."""
+        ride = await in_state(embedded, "assigned")
+        by_trip = {"trip_id": ride["trip"]["id"]}
+        assert (await command(embedded, ride["id"], "release", **by_trip)).body["state"] == "searching"
+        given = await command(embedded, ride["id"], "assign", driver_id="d2")
+        again = await command(embedded, ride["id"], "release", **by_trip)
+        assert (again.status, again.body) == (200, given.body)
+        never = await command(embedded, ride["id"], "release", trip_id="t_" + "0" * 26)
+        assert (never.status, never.code) == (409, "not-allowed")
+
     async def test_its_driver_is_told(self, embedded: Running) -> None:
         (wheel,) = await signed_on(embedded, "d1")
         ride = await embedded.ride()

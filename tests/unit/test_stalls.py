@@ -16,10 +16,8 @@ def watch() -> StallWatch:
     return StallWatch(market_with(stall_after_s=300.0, stall_m=200.0))
 
 
-def approach(
-    trip: str = "t", *, away_m: float = 2000.0, accepted_at_ms: int = 0, was_chained: bool = False
-) -> Approach:
-    return Approach(RideId("r"), TripId(trip), DriverId("d"), PICKUP, away_m, accepted_at_ms, was_chained)
+def approach(trip: str = "t", *, away_m: float = 2000.0, since_ms: int = 0) -> Approach:
+    return Approach(RideId("r"), TripId(trip), DriverId("d"), PICKUP, away_m, since_ms)
 
 
 def look(stalls: StallWatch, now_ms: int, one: Approach, away_m: float | None) -> bool:
@@ -73,24 +71,8 @@ def test_a_matcher_that_takes_over_counts_from_the_acceptance() -> None:
     assert not look(watch(), AFTER_MS, approach(), 1800.0)
 
 
-def test_a_chained_trip_begins_when_its_turn_has_come() -> None:
-    stalls, one = watch(), approach(was_chained=True)
-    assert not look(stalls, 10 * AFTER_MS, one, 2000.0)
-    assert look(stalls, 11 * AFTER_MS, one, 2000.0)
-
-
-def test_so_does_one_that_was_assigned_by_hand_as_a_next_one_from_wherever_its_driver_is_then() -> None:
-    """It was accepted long ago, when the driver was nearer by chance."""
-    stalls, one = watch(), approach(away_m=500.0)
-    stalls.look(10 * AFTER_MS, [], lambda driver_id, place: None)
-    assert not look(stalls, 10 * AFTER_MS + 1, one, 3000.0)
-    assert not look(stalls, 11 * AFTER_MS, one, 2800.0)
-    assert not look(stalls, 12 * AFTER_MS - 1, one, 2700.0)
-    assert look(stalls, 12 * AFTER_MS, one, 2700.0)
-
-
 def test_what_was_accepted_while_positions_were_not_live_begins_when_they_are_back() -> None:
-    stalls, one = watch(), approach(accepted_at_ms=1000)
+    stalls, one = watch(), approach(since_ms=1000)
     stalls.look(0, [], lambda driver_id, place: None)
     stalls.blind()
     assert not look(stalls, 2 * AFTER_MS, one, 2000.0)
@@ -100,13 +82,13 @@ def test_what_was_accepted_while_positions_were_not_live_begins_when_they_are_ba
 def test_a_trip_that_is_over_is_forgotten() -> None:
     stalls = watch()
     assert not look(stalls, 0, approach("first"), 2000.0)
-    assert not look(stalls, AFTER_MS, approach("second", accepted_at_ms=AFTER_MS), 2000.0)
-    assert not look(stalls, AFTER_MS + 1, approach("first", accepted_at_ms=AFTER_MS), 2000.0)
+    assert not look(stalls, AFTER_MS, approach("second", since_ms=AFTER_MS), 2000.0)
+    assert not look(stalls, AFTER_MS + 1, approach("first", since_ms=AFTER_MS), 2000.0)
 
 
-def test_of_a_trip_without_a_distance_the_first_look_counts() -> None:
+def test_where_the_driver_set_out_from_is_not_known_it_counts_from_the_first_look() -> None:
     stalls, one = watch(), approach(away_m=0.0)
-    assert not look(stalls, 1000, one, 3000.0)
-    assert not look(stalls, AFTER_MS - 1, one, 2800.0)
-    assert not look(stalls, AFTER_MS + 1000, one, 2800.0)
-    assert look(stalls, 2 * AFTER_MS, one, 2800.0)
+    assert not look(stalls, 10 * AFTER_MS, one, 3000.0)
+    assert not look(stalls, 11 * AFTER_MS - 1, one, 2800.0)
+    assert not look(stalls, 11 * AFTER_MS + 1000, one, 2800.0)
+    assert look(stalls, 12 * AFTER_MS, one, 2800.0)
