@@ -74,10 +74,14 @@ class AnnouncerStats:
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """Rides as they stand, and by ride the events since a driver was told of it, where another has it now."""
+    """Rides as they stand, and by ride the events since a driver was told of it, where another has it now.
+
+    `is_cut`: there were more events than one answer holds.
+    """
 
     rides: Mapping[RideId, Ride]
     events: Mapping[RideId, Sequence[RideEvent]]
+    is_cut: bool = False
 
 
 _NOTHING = _News({}, {})
@@ -395,6 +399,8 @@ class Announcer:
             news = await self._news_of([told for driver_id in ended for told in over[driver_id].items()])
             for driver_id in ended:
                 self._tell_driver(driver_id, live[driver_id], hinted[driver_id], news)
+            if news.is_cut:
+                self._due_drivers.add(ended)
 
     def _over(
         self, driver_id: DriverId, live: Sequence[Ride], hinted: Mapping[RideId, int]
@@ -418,9 +424,7 @@ class Announcer:
                 moved[ride_id] = min(told.version, moved.get(ride_id, told.version))
         events = await self._store.events_after(moved, limit=EVENTS_MAX) if moved else []
         of_ride = {ride_id: list(some) for ride_id, some in groupby(events, key=lambda event: event.ride_id)}
-        if len(events) >= EVENTS_MAX:  # the rest of them is cut off; its drivers are read again
-            self._due_drivers.add(self._drivers.keys())
-        return _News(rides, of_ride)
+        return _News(rides, of_ride, is_cut=len(events) >= EVENTS_MAX)
 
     def _tell_driver(
         self, driver_id: DriverId, live: Sequence[Ride], hinted: Mapping[RideId, int], news: _News

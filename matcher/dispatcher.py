@@ -41,7 +41,7 @@ from matcher.upkeep import Upkeep, UpkeepStore
 from matcher.window import AdaptiveWindow
 from matcher.zone_keeper import ZoneKeeper
 from matcher.zone_plan import pinned
-from matcher.zones import Queues
+from matcher.zones import NOBODY, Queues
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in (self._renewals, self._windows, *self.upkeep.loops):
-                    group.create_task(loop(token))  # type: ignore[arg-type]
+                    group.create_task(loop(token))
                 if self._share is not None:
                     group.create_task(self._until_given(self._share.took(self.market.id)))
         except* LeaseLost as lost:
@@ -292,7 +292,9 @@ class Dispatcher:
         if waiting.paused:
             self.stats.windows_paused += 1
             return
-        waiting, queues = await self._turns(token, waiting)
+        queues = NOBODY
+        if waiting.rides:  # else the queues are looked at once a second, and that is enough (matcher.upkeep)
+            waiting, queues = await self._turns(token, waiting)
         if not self._is_due(waiting) or not waiting.rides:
             return
         decided = await decide(self._batch(waiting, queues), self._solver, self.travel)

@@ -156,6 +156,15 @@ def _row(
 
 _R, _T = RideState, TripState
 
+#: Cancelled while nobody sits in the car yet.
+_BEFORE_THE_RIDE = (
+    _row(_R.SCHEDULED, None, _R.CANCELLED, None, "cancelled"),
+    _row(_R.SEARCHING, None, _R.CANCELLED, None, "cancelled"),
+    _row(_R.OFFERED, _T.OFFERED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+    _row(_R.ASSIGNED, _T.ACCEPTED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+    _row(_R.ARRIVED, _T.ARRIVED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+)
+
 #: The one transition table (design: states are an Enum and one table).
 TRANSITIONS: Mapping[Move, tuple[Transition, ...]] = {
     Move.ASSIGN: (_row(_R.SEARCHING, None, _R.ASSIGNED, _T.ACCEPTED, "assigned"),),
@@ -170,13 +179,7 @@ TRANSITIONS: Mapping[Move, tuple[Transition, ...]] = {
         _row(_R.ASSIGNED, _T.ACCEPTED, _R.SEARCHING, _T.CANCELLED, "driver_cancelled"),
         _row(_R.ARRIVED, _T.ARRIVED, _R.SEARCHING, _T.CANCELLED, "driver_cancelled"),
     ),
-    Move.RIDER_CANCEL: (
-        _row(_R.SCHEDULED, None, _R.CANCELLED, None, "cancelled"),
-        _row(_R.SEARCHING, None, _R.CANCELLED, None, "cancelled"),
-        _row(_R.OFFERED, _T.OFFERED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
-        _row(_R.ASSIGNED, _T.ACCEPTED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
-        _row(_R.ARRIVED, _T.ARRIVED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
-    ),
+    Move.RIDER_CANCEL: _BEFORE_THE_RIDE,
     Move.RIDER_NO_SHOW: (_row(_R.ARRIVED, _T.ARRIVED, _R.CANCELLED, _T.NO_SHOW, "cancelled"),),
     Move.EXPIRE: (
         _row(_R.SCHEDULED, None, _R.EXPIRED, None, "expired"),
@@ -210,11 +213,7 @@ TRANSITIONS: Mapping[Move, tuple[Transition, ...]] = {
         )
     ),
     Move.OPERATOR_CANCEL: (
-        _row(_R.SCHEDULED, None, _R.CANCELLED, None, "cancelled"),
-        _row(_R.SEARCHING, None, _R.CANCELLED, None, "cancelled"),
-        _row(_R.OFFERED, _T.OFFERED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
-        _row(_R.ASSIGNED, _T.ACCEPTED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
-        _row(_R.ARRIVED, _T.ARRIVED, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
+        *_BEFORE_THE_RIDE,
         _row(_R.IN_PROGRESS, _T.IN_PROGRESS, _R.CANCELLED, _T.WITHDRAWN, "cancelled"),
     ),
     Move.OPERATOR_COMPLETE: (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from geo.model import DriverId, LatLng, MarketId
 from matcher import (
@@ -62,16 +63,18 @@ from matcher.store_rides import OnOutcome
 from matcher.store_rows import can_be_id, ride_with_trip_of, storable_reason
 from matcher.store_webhooks import Webhooks
 
-RIDES_CHUNK = 500
-DRIVERS_CHUNK = 500
+Id = TypeVar("Id", RideId, DriverId)
+
+#: Ids that one query asks for.
+IDS_CHUNK = 500
 HISTORIES_MAX = 100_000
 AUDIT_S_MAX = 120.0
 
 
-def _in_chunks(driver_ids: Sequence[DriverId]) -> Iterator[list[DriverId]]:
-    ordered = sorted(set(driver_ids))
-    for i in range(0, len(ordered), DRIVERS_CHUNK):
-        yield ordered[i : i + DRIVERS_CHUNK]
+def _in_chunks(ids: Sequence[Id]) -> Iterator[list[Id]]:
+    ordered = sorted(set(ids))
+    for i in range(0, len(ordered), IDS_CHUNK):
+        yield ordered[i : i + IDS_CHUNK]
 
 
 class Store(MatchingStore):
@@ -141,9 +144,7 @@ class Store(MatchingStore):
     async def rides_of(self, ride_ids: Sequence[RideId]) -> dict[RideId, Ride]:
         """Those of these that there are."""
         found: dict[RideId, Ride] = {}
-        ordered = sorted(set(ride_ids))
-        for i in range(0, len(ordered), RIDES_CHUNK):
-            some = ordered[i : i + RIDES_CHUNK]
+        for some in _in_chunks(ride_ids):
             read = await self._database.read(partial(store_rides.read_rides, ride_ids=some))
             found |= {ride.ride_id: ride for ride in read}
         return found

@@ -275,13 +275,16 @@ def _given_back(
     assert trip is not None
     suspended = status is DriverStatus.SUSPENDED
     code = Code.DRIVER_SUSPENDED if suspended else Code.DRIVER_BREAK
-    moves = {"actor": actor, "code": code, "reason": reason, "retry_ms": lives.get(ride.market, DEFAULT).retry_ms}
+    retry_ms = lives.get(ride.market, DEFAULT).retry_ms
     is_begun = trip.slot is Slot.NOW and trip.state is not TripState.OFFERED
     if is_begun and (not suspended or which is SuspendTrips.KEEP):
         return None
+    move = Move.WITHDRAW
     if trip.state is TripState.IN_PROGRESS:
-        return decide(Move.OPERATOR_CANCEL, ride, at_ms, **moves) if which is SuspendTrips.END else None  # type: ignore[arg-type]
-    return decide(Move.WITHDRAW, ride, at_ms, **moves)  # type: ignore[arg-type]
+        if which is not SuspendTrips.END:
+            return None
+        move = Move.OPERATOR_CANCEL
+    return decide(move, ride, at_ms, actor=actor, code=code, reason=reason, retry_ms=retry_ms)
 
 
 async def note_lost(session: Session, driver_id: DriverId, epoch: int) -> None:

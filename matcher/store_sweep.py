@@ -32,7 +32,7 @@ from matcher.model import (
     TripState,
 )
 from matcher.sessions import Session, rows_of
-from matcher.statement import Row, Statement, Step
+from matcher.statement import Statement, Step
 from matcher.store_batch import LOCK_DRIVERS
 from matcher.store_changes import PROMOTED, READ_HELD, Change, decide, hints_of, put_off, with_promotions
 from matcher.store_leases import hold
@@ -217,21 +217,16 @@ async def _found(session: Session, market: MarketId, at_ms: int, limit: int, lif
     ids = sorted({*due, *beside})
     locked, found = await session.run(LOCK_RIDE_IDS(ids=ids), READ_RIDES(ids=ids))
     held = {RideId(text_of(row[0])) for row in locked.rows}
-    rows = [row for row in found.rows if text_of(row[0]) in held]
-    decided = [change for row in rows if (change := _decided(row, at_ms, life)) is not None]
-    next_rides = [ride for row in rows if _is_next(ride := ride_with_trip_of(row))]
-    whole = await _with_their_drivers(session, decided, next_rides)
-    lost = {ride_with_trip_of(row).ride_id for row in rows if row[-1] is not None}
+    rows = [(ride, row[-1]) for row in found.rows if (ride := ride_with_trip_of(row)).ride_id in held]
+    decided = [change for ride, lost_at_ms in rows if (change := due_change(ride, at_ms, life, lost_at_ms)) is not None]
+    whole = await _with_their_drivers(session, decided, [ride for ride, _ in rows if _is_next(ride)])
+    lost = {ride.ride_id for ride, lost_at_ms in rows if lost_at_ms is not None}
     missing = [
         change.trip.driver_id
         for change in whole
         if change.trip is not None and _was_ignored(change) and change.before.ride_id not in lost
     ]
     return _Found(whole, missing)
-
-
-def _decided(row: Row, at_ms: int, life: Life) -> Change | None:
-    return due_change(ride_with_trip_of(row), at_ms, life, row[-1])
 
 
 def _is_next(ride: Ride) -> bool:

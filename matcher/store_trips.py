@@ -135,11 +135,11 @@ async def move_trip(
 
 
 async def written(
-    session: Session, change: Change, next_rides: Sequence[Ride], fence: Fence | None = None, **options: Any
+    session: Session, change: Change, next_rides: Sequence[Ride], fence: Fence | None = None
 ) -> CommandOutcome:
     """Writes one decided change and what it brings about; raises Raced."""
     changes = with_promotions([change], next_rides)
-    applied = await apply(session, changes, fence=fence, **options)
+    applied = await apply(session, changes, fence=fence)
     if applied.superseded:
         return refused(session, Superseded())
     if applied.too_late:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 from geo.distance import between_m
 from geo.index import DriverIndex
@@ -87,7 +87,7 @@ class Upkeep:
         self.stalled = 0
 
     @property
-    def loops(self) -> tuple[Callable[[int], Awaitable[None]], ...]:
+    def loops(self) -> tuple[Callable[[int], Coroutine[Any, Any, None]], ...]:
         """Each is run with the lease's token until the lease is gone; one that has nothing to do ends at once."""
         return (self._sweeps, self._looks_for_stalls, self._looks_at_zones, self._readings)
 

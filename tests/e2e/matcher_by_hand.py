@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from matcher.model import Hint, RideId, Slot, Trip
-from tests.e2e.running import Running
+from tests.e2e.running import LAT, Answer, Running, Wheel
 from tests.stores import StoreCase, pairing
 
 OFFER_MS = 60_000
@@ -62,3 +62,28 @@ class Matcher(StoreCase):
         """As if the driver had arrived so long ago."""
         change = "UPDATE trips SET arrived_at_ms = arrived_at_ms - ? WHERE trip_id = ?"
         await asyncio.to_thread(self.sql, change, ago_ms, trip.trip_id)
+
+
+async def offered(run: Running, matcher: Matcher, driver: str = "d1", **named: Any) -> tuple[Wheel, str]:
+    """A driver that was shown an offer, and the trip's id."""
+    wheel = await run.drive(driver)
+    await wheel.stands()
+    trip = await matcher.offer_to(await run.ride(**named), driver)
+    assert (await wheel.next("offer"))["ride"]["trip"]["id"] == trip.trip_id
+    return wheel, trip.trip_id
+
+
+async def post(run: Running, trip_id: str, verb: str, who: str = "driver:d1") -> Answer:
+    return await run.call("POST", f"/v1/trips/{trip_id}/{verb}", who)
+
+
+async def events_of(run: Running, ride_id: str) -> list[tuple[str, str | None, str | None]]:
+    events = await run.service.store.events_after({RideId(ride_id): 0}, limit=100)
+    return [(each.type, each.code, each.actor) for each in events]
+
+
+async def hears_nothing_more(wheel: Wheel, *kinds: str) -> bool:
+    """Whether no frame of these types was sent before the acknowledgement of a position."""
+    wheel.passed.clear()
+    await wheel.stands(LAT + 0.0001)
+    return not [frame for frame in wheel.passed if frame["type"] in kinds]

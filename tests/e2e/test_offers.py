@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from api.client import ApiError, DispatchClient
-from matcher.model import RideId, Slot
-from tests.e2e.matcher_by_hand import OFFER_MS, Matcher
-from tests.e2e.running import JSON, LAT, LON, MSGPACK, Answer, Running, Wheel, market, running, settings_for, until
+from matcher.model import Slot
+from tests.e2e.matcher_by_hand import OFFER_MS, Matcher, events_of, hears_nothing_more, offered, post
+from tests.e2e.running import JSON, LAT, LON, MSGPACK, Running, market, running, settings_for, until
 
 DAY_MS = 86_400_000
 
@@ -28,31 +27,6 @@ async def service(tmp_path: Path) -> AsyncIterator[Running]:
 @pytest.fixture
 def matcher(service: Running) -> Matcher:
     return Matcher(service)
-
-
-async def offered(run: Running, matcher: Matcher, driver: str = "d1", **named: Any) -> tuple[Wheel, str]:
-    """A driver that was shown an offer, and the trip's id."""
-    wheel = await run.drive(driver)
-    await wheel.stands()
-    trip = await matcher.offer_to(await run.ride(**named), driver)
-    assert (await wheel.next("offer"))["ride"]["trip"]["id"] == trip.trip_id
-    return wheel, trip.trip_id
-
-
-async def post(run: Running, trip_id: str, verb: str, who: str = "driver:d1") -> Answer:
-    return await run.call("POST", f"/v1/trips/{trip_id}/{verb}", who)
-
-
-async def events_of(run: Running, ride_id: str) -> list[tuple[str, str | None, str | None]]:
-    events = await run.service.store.events_after({RideId(ride_id): 0}, limit=100)
-    return [(each.type, each.code, each.actor) for each in events]
-
-
-async def hears_nothing_more(wheel: Wheel, *kinds: str) -> bool:
-    """Whether no frame of these types was sent before the acknowledgement of a position."""
-    wheel.passed.clear()
-    await wheel.stands(LAT + 0.0001)
-    return not [frame for frame in wheel.passed if frame["type"] in kinds]
 
 
 # The offer
