@@ -6,6 +6,7 @@ import asyncio
 
 import sqlalchemy as sa
 
+from matcher.connections import MySqlOpener, parse_url
 from matcher.database import Database
 from matcher.sessions import Session, rows_of
 from matcher.statement import Statement
@@ -36,3 +37,25 @@ async def test_idle_connections_are_used_in_turn(mysql_database: str) -> None:
         await database.close()
     assert len(set(opened)) == database.writers == 3
     assert sorted(used) == sorted(opened)
+
+
+async def test_a_loop_that_is_told_to_end_while_a_connection_opens_does_end(mysql_database: str) -> None:
+    """Whenever it is told so: a cancellation that is swallowed leaves a matcher leading that was to stop."""
+    opener = MySqlOpener(parse_url(mysql_database), wait_timeout_s=30.0, autocommit=True)
+
+    async def loop() -> None:
+        connection = await opener.open()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            opener.discard(connection)
+
+    for turns in range(300):
+        task = asyncio.create_task(loop())
+        for _ in range(turns % 40):
+            await asyncio.sleep(0)
+        task.cancel()
+        ended, _ = await asyncio.wait([task], timeout=10)
+        assert ended, f"told to end after {turns % 40} turns of the event loop, it goes on"
+        assert task.cancelled()
+    await opener.finish()
