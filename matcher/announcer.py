@@ -7,7 +7,7 @@ whose announcement was lost with the process that committed them are relayed by
 whoever finds them. A driver's session hears of its driver's own row the same way,
 without the relay: its version is compared with the others. So nothing depends on
 a hint arriving (P9), and no queue is unbounded (P10): a hint for which there is no
-room is relayed later.
+room is relayed later. `outgoing` sends the hints of this process's own commits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,15 +26,15 @@ from matcher.errors import StoreUnavailable
 from matcher.hints import Hints, HintsUnavailable, Resync
 from matcher.listeners import Closed, DriverListener, RideListener, ended_view, has_moved_on
 from matcher.model import NO_RIDE, Driver, Hint, Ride, RideEvent, RideId, TripId
+from matcher.outgoing import HINTS_MAX, AnnouncerStats, Outgoing
 from matcher.said import Said
 
 log = logging.getLogger(__name__)
 Key = TypeVar("Key")
 
-#: Keys a query, events an answer, hints a call.
+#: Keys a query, events an answer.
 READ_MAX = 500
 EVENTS_MAX = 2000
-HINTS_MAX = 500
 
 
 class EventStore(Protocol):
@@ -58,18 +57,6 @@ class EventStore(Protocol):
     async def unannounced(self, market: MarketId | None, *, older_than_ms: int, limit: int) -> list[Hint]: ...
 
     async def mark_announced(self, hints: Sequence[Hint]) -> None: ...
-
-
-@dataclass(slots=True)
-class AnnouncerStats:
-    """Counters since the start, for metrics."""
-
-    announced: int = 0
-    relayed: int = 0
-    left_to_relay: int = 0  # there was no room, or the hints could not be published
-    resyncs: int = 0
-    overflowed: int = 0  # listeners that did not keep up
-    faults: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +116,6 @@ class Announcer:
         self._backstop_s = backstop_s
         self._relay_s = relay_s
         self._relay_after_ms = relay_after_ms
-        self._outgoing_max = outgoing_max
-        self._outgoing: deque[Hint] = deque()
-        self._send = asyncio.Event()
-        self._all_sent = asyncio.Event()
-        self._all_sent.set()
         self._rides: dict[RideId, set[RideListener]] = {}
         self._drivers: dict[DriverId, set[DriverListener]] = {}
         self._markets: dict[MarketId, set[Callable[[], None]]] = {}
@@ -144,17 +126,13 @@ class Announcer:
         self._closed = False
         self._said = Said()
         self.stats = AnnouncerStats()
+        self._outgoing = Outgoing(store, hints, self.stats, waiting_max=outgoing_max)
 
     def announce(self, hints: Sequence[Hint]) -> None:
         """After a commit: tells the listeners here at once and everybody else soon. Never blocks or raises."""
         for hint in hints:
             self._note(hint)
-        room = max(0, self._outgoing_max - len(self._outgoing))
-        self._outgoing.extend(hints[:room])
-        self.stats.left_to_relay += len(hints[room:])
-        if self._outgoing:
-            self._send.set()
-            self._all_sent.clear()
+        self._outgoing.add(hints)
 
     @contextmanager
     def ride_listener(self, ride_id: RideId, known_version: int) -> Iterator[RideListener]:
@@ -209,7 +187,8 @@ class Announcer:
         """Delivers until cancelled, and outlives every fault of the store and the hints."""
         loops = (
             self._listen,
-            self._send_outgoing,
+            self._outgoing.publish,
+            self._outgoing.mark,
             lambda: self._read_due(self._due_rides, self._read_rides),
             lambda: self._read_due(self._due_drivers, self._read_drivers),
             lambda: self._read_due(self._due_rows, self._read_rows),
@@ -225,9 +204,9 @@ class Announcer:
         self._closed = True
         try:
             async with asyncio.timeout(within_s):
-                await self._all_sent.wait()
+                await self._outgoing.all_sent.wait()
         except TimeoutError:
-            log.warning("some hints are left to be relayed, %d of them not yet sent", len(self._outgoing))
+            log.warning("some hints are left to be relayed, %d of them not yet sent", self._outgoing.waiting)
         for listeners in self._rides.values():
             for listener in listeners:
                 listener.close(Closed.GOING_AWAY)
@@ -278,27 +257,6 @@ class Announcer:
             else:
                 self._note(item)
 
-    async def _send_outgoing(self) -> None:
-        while True:
-            await self._send.wait()
-            hints = [self._outgoing.popleft() for _ in range(min(HINTS_MAX, len(self._outgoing)))]
-            try:
-                await self._tell(hints)
-                self.stats.announced += len(hints)
-            except (StoreUnavailable, HintsUnavailable):
-                self.stats.left_to_relay += len(hints)  # they stay unannounced in the store
-                raise
-            finally:
-                if not self._outgoing:
-                    self._send.clear()
-                    self._all_sent.set()
-
-    async def _tell(self, hints: Sequence[Hint]) -> None:
-        await self._hints.publish(hints)
-        of_rides = [hint for hint in hints if hint.ride_id != NO_RIDE]
-        if of_rides:
-            await self._store.mark_announced(of_rides)
-
     async def _relay(self) -> None:
         while True:
             await asyncio.sleep(self._relay_s * random.uniform(0.75, 1.25))
@@ -319,7 +277,7 @@ class Announcer:
             full = len(hints) == HINTS_MAX
 
     async def _tell_again(self, hints: Sequence[Hint]) -> None:
-        await self._tell(hints)
+        await self._outgoing.tell(hints)
         self.stats.relayed += len(hints)
 
     async def _backstop(self) -> None:

@@ -15,16 +15,19 @@ from typing import Any, Protocol
 
 import aiomysql
 import aiosqlite
+import pymysql
+from pymysql.constants import CLIENT, CR
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from matcher.sessions import MYSQL_ERRORS, Disconnected, MySqlSession, Session, SqliteSession, mysql_fault, sqlite_fault
+from matcher.mysql_session import MySqlSession
+from matcher.mysql_wire import Layouts, Wire
+from matcher.sessions import MYSQL_ERRORS, Disconnected, Session, SqliteSession, mysql_fault, sqlite_fault
 
 #: A lock that another holds for longer is not waited for (InnoDB counts whole seconds).
 LOCK_WAIT_S = 1
 #: A server that takes our connection and then says nothing.
 CONNECT_S_MAX = 5.0
-GOODBYE_S_MAX = 1.0
 
 
 class Opener(Protocol):
@@ -58,6 +61,15 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
+class _Connection(aiomysql.Connection):  # type: ignore[misc]
+    """One that was to be encrypted signs in to no server that cannot; aiomysql would go on in plain text."""
+
+    async def _get_server_information(self) -> None:
+        await super()._get_server_information()
+        if self._ssl_context and not self.server_capabilities & CLIENT.SSL:
+            raise pymysql.err.OperationalError(CR.CR_SSL_CONNECTION_ERROR, "the server offers no TLS")
+
+
 class MySqlOpener:
     """`wait_timeout_s`: after so long in silence the server ends the session, and with it the
     locks of a process that froze in the middle of a transaction (P7)."""
@@ -66,16 +78,18 @@ class MySqlOpener:
         wait_s = max(1, math.ceil(wait_timeout_s))
         self.idle_s_max = wait_s * 0.6
         self._options = _mysql_options(url) | {"autocommit": autocommit}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._layouts = Layouts()
+        # `mysql_session.literal` relies on both: that the server reads UTF-8, whatever it makes of the charset in the
+        # handshake (`skip_character_set_client_handshake`), and a mode that leaves a backslash its meaning in quotes.
         self._settings = (
-            "SET SESSION time_zone = '+00:00'"
+            "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci, time_zone = '+00:00'"
             ", sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
             f", innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = 5, wait_timeout = {wait_s}"
         )
 
-    async def open(self) -> aiomysql.Connection:
+    async def open(self) -> Wire:
         """As aiomysql.connect, except that a cancelled or failed handshake leaves no socket behind."""
-        connection = aiomysql.Connection(**self._options)
+        connection = _Connection(**self._options)
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
                 await connection._connect()
@@ -88,29 +102,21 @@ class MySqlOpener:
             if isinstance(error, MYSQL_ERRORS):
                 raise mysql_fault(error) from error
             raise
-        return connection
+        return Wire(connection, self._layouts)
 
-    def session(self, connection: aiomysql.Connection, settling: bool) -> Session:
+    def session(self, connection: Wire, settling: bool) -> Session:
         return MySqlSession(connection, settling)
 
-    def discard(self, connection: aiomysql.Connection) -> None:
+    def discard(self, connection: Wire) -> None:
         connection.close()
 
-    def retire(self, connection: aiomysql.Connection) -> None:
-        """Says goodbye first: a server logs each client that does not."""
-        task = asyncio.create_task(self.close(connection))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+    def retire(self, connection: Wire) -> None:
+        connection.say_goodbye()
 
-    async def close(self, connection: aiomysql.Connection) -> None:
-        try:
-            async with asyncio.timeout(GOODBYE_S_MAX):
-                await connection.ensure_closed()
-        except MYSQL_ERRORS:
-            connection.close()  # it was dead already
+    async def close(self, connection: Wire) -> None:
+        connection.say_goodbye()
 
     async def finish(self) -> None:
-        await asyncio.gather(*self._retiring)
         await asyncio.sleep(0)  # the loop closes sockets in its next turn
 
 

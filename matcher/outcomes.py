@@ -99,13 +99,15 @@ AssignOutcome: TypeAlias = Done | NotAllowed | NotAssignable | NotFound
 class SignedOn:
     """A driver's new session: `driver.epoch` is its fencing number, `rides` those with a live trip of it.
 
-    `hint` tells the driver's sessions on other processes; `now_ms` is the database's time.
+    `hint` tells the driver's sessions on other processes; `now_ms` is the database's time. `left` is the market that
+    the driver was in before, where that is another.
     """
 
     driver: Driver
     rides: list[Ride]
     hint: Hint
     now_ms: int
+    left: MarketId | None = None
 
     @property
     def trips(self) -> list[Trip]:

@@ -3,7 +3,7 @@
 It rules over two things that the store does not know: which ride requests share
 a transaction, and that a committed change is announced. Requests that arrive
 within a few milliseconds of each other, or while earlier ones commit, are
-written together; nothing else is grouped. Every queue is bounded (P10).
+written together; so are drivers' commands (`moves`). Every queue is bounded (P10).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from geo.model import DriverId
 from matcher.errors import StoreUnavailable
 from matcher.model import ClientId, Hint, Move, NewRide, RideId, TripId
+from matcher.moves import MoveGroups
 from matcher.outcomes import CommandOutcome, KeyReused, MarketPaused, Requested, RequestOutcome
+from matcher.store_moves import OnMove
+from matcher.store_trips import TripMove
 
 log = logging.getLogger(__name__)
 Outcome = TypeVar("Outcome")
@@ -53,6 +56,8 @@ class RideStore(Protocol):
         epoch: int | None = None,
         reason: str | None = None,
     ) -> CommandOutcome: ...
+
+    async def move_trips(self, asked: Sequence[TripMove], on_outcome: OnMove) -> None: ...
 
 
 class Announces(Protocol):
@@ -102,6 +107,7 @@ class RideDesk:
         self._commits = asyncio.Semaphore(groups_max)
         self._waiting_max = waiting_max
         self._retry_after_s = retry_after_s
+        self._moves = MoveGroups(store, self._spawn, self._announcer.announce, gather_ms=gather_ms)
         self._queue: list[_Entry] = []
         self._by_key: dict[Key, _Entry] = {}  # queued or committing
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -188,6 +194,9 @@ class RideDesk:
         reason: str | None = None,
     ) -> CommandOutcome:
         """A driver's command on its trip. Raises Overloaded, StoreUnavailable."""
+        if driver_id is not None:
+            with self._admitted():
+                return await self._moves.move(TripMove(trip_id, move, driver_id, epoch, reason))
         return await self._command(
             lambda: self._store.move_trip(trip_id, move, driver_id=driver_id, epoch=epoch, reason=reason)
         )
@@ -216,7 +225,7 @@ class RideDesk:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         # Work whose caller has gone still counts: it is there until it is done.
-        waiting = max(self.waiting, len(self._queue), len(self._tasks))
+        waiting = max(self.waiting, len(self._queue), len(self._moves), len(self._tasks))
         if self._closing:
             raise Overloaded("the service is stopping", self._retry_after_s)
         if waiting >= self._waiting_max:

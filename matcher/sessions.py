@@ -1,6 +1,6 @@
 """A transaction in progress on one connection, and what its database's errors mean.
 
-Two sessions, one for MySQL and MariaDB over aiomysql and one for SQLite over
+Two sessions, one for MySQL and MariaDB (`mysql_session`) and one for SQLite over
 aiosqlite, used alike by every store module. Driver errors are mapped here and
 nowhere else.
 """
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import aiomysql
 import aiosqlite
 import pymysql
 
@@ -89,79 +87,6 @@ async def change(session: Session, step: Step) -> int:
     return (await session.run(step))[0].matched
 
 
-class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
-    async def _show_warnings(self, conn: Any) -> None:
-        """Spares the round trip of SHOW WARNINGS: in strict mode what matters is an error."""
-
-
-class MySqlSession:
-    """Several statements of a transaction travel as one query where the store sends them together."""
-
-    __slots__ = ("_connection", "refused", "settling")
-
-    def __init__(self, connection: Any, settling: bool) -> None:
-        self._connection = connection
-        self.settling = settling
-        self.refused = False
-
-    async def run(self, *steps: Step) -> list[Reply]:
-        texts: list[str] = []
-        values: list[Any] = []
-        for statement, params in steps:
-            text, some = statement.compiled("mysql").render(params)
-            texts.append(text)
-            values.extend(some)
-        async with self._cursor() as cursor:
-            await cursor.execute(";\n".join(texts), values)
-            replies = [await _reply(cursor)]
-            while len(replies) < len(steps) and await cursor.nextset():
-                replies.append(await _reply(cursor))
-        return replies
-
-    async def insert(self, statement: Statement, rows: Sequence[Params]) -> None:
-        compiled = statement.compiled("mysql")
-        async with self._cursor() as cursor:
-            await cursor.executemany(compiled.text, [compiled.render(row)[1] for row in rows])
-
-    async def begin(self) -> None:
-        """Nothing to send: the writers' connections are not in autocommit."""
-
-    async def begin_snapshot(self) -> None:
-        async with self._cursor() as cursor:
-            await cursor.execute(
-                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"
-            )
-            await cursor.nextset()
-
-    async def commit(self) -> None:
-        await _mysql_call(self._connection.commit())
-
-    async def rollback(self) -> None:
-        await _mysql_call(self._connection.rollback())
-
-    @asynccontextmanager
-    async def _cursor(self) -> AsyncIterator[_Cursor]:
-        try:
-            cursor = await self._connection.cursor(_Cursor)
-            yield cursor
-            await cursor.close()
-        except MYSQL_ERRORS as error:
-            raise mysql_fault(error) from error
-
-
-async def _reply(cursor: _Cursor) -> Reply:
-    if cursor.description is None:
-        return Reply((), cursor.rowcount)
-    return Reply(await cursor.fetchall(), cursor.rowcount)
-
-
-async def _mysql_call(call: Any) -> None:
-    try:
-        await call
-    except MYSQL_ERRORS as error:
-        raise mysql_fault(error) from error
-
-
 #: RuntimeError: what uvloop raises for a write to a connection that the other side has closed.
 MYSQL_ERRORS = (pymysql.err.Error, OSError, asyncio.IncompleteReadError, UnicodeEncodeError, RuntimeError)
 _CONTENDED = frozenset({1020, 1205, 1213, 3058, 3572})  # changed since read, lock wait, deadlock, user lock, NOWAIT
@@ -202,7 +127,11 @@ class SqliteSession:
 
     async def run(self, *steps: Step) -> list[Reply]:
         replies = []
-        for statement, params in steps:
+        for statement, params, rows in steps:
+            if rows is not None:
+                await self.insert(statement, rows)
+                replies.append(Reply((), len(rows)))
+                continue
             text, values = statement.compiled("sqlite").render(params)
             replies.append(await self._one(text, values))
         return replies

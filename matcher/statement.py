@@ -20,6 +20,7 @@ from sqlalchemy.sql.elements import ClauseElement
 Params: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Sequence[Any]
 
+_INSERT = re.compile(r"(INSERT .+? VALUES )(\((?:%s|\?)(?:, (?:%s|\?))*\))(.*)", re.DOTALL)
 _EXPANDING = re.compile(r"\(__\[POSTCOMPILE_(\w+)\]\)")
 
 
@@ -32,6 +33,7 @@ class Compiled(NamedTuple):
     lists: frozenset[str]
     mark: str  # the dialect's placeholder
     pairs_prefix: str  # what SQLite wants before a list of tuples
+    insert_parts: tuple[bytes, bytes, bytes]  # of an INSERT, before, of and behind each row; else empty
 
     def render(self, params: Params) -> tuple[str, tuple[Any, ...]]:
         """The text with its lists spelled out, and the values in order."""
@@ -59,10 +61,11 @@ def _flattened(values: Sequence[Any]) -> list[Any]:
 
 
 class Step(NamedTuple):
-    """A statement with its values, ready to be sent."""
+    """A statement with its values, ready to be sent; an INSERT of several rows has those instead."""
 
     statement: Statement
     params: Params
+    rows: Sequence[Params] | None = None
 
 
 class Statement:
@@ -76,6 +79,12 @@ class Statement:
 
     def __call__(self, **params: Any) -> Step:
         return Step(self, params)
+
+    def many(self, rows: Sequence[Params]) -> Step:
+        """An INSERT of these rows, of which there is at least one."""
+        if not rows:
+            raise ValueError("nothing to insert")
+        return Step(self, {}, rows)
 
     def compiled(self, dialect: str) -> Compiled:
         found = self._compiled.get(dialect)
@@ -101,4 +110,10 @@ def _compile(core: Executable, dialect: str) -> Compiled:
         lists=frozenset(_EXPANDING.findall(text)),
         mark="%s" if dialect == "mysql" else "?",
         pairs_prefix="" if dialect == "mysql" else "VALUES ",
+        insert_parts=_insert_parts(text),
     )
+
+
+def _insert_parts(text: str) -> tuple[bytes, bytes, bytes]:
+    found = _INSERT.fullmatch(text)
+    return (b"", b"", b"") if found is None else (found[1].encode(), found[2].encode(), found[3].encode())

@@ -20,9 +20,11 @@ from matcher import (
     store_drivers,
     store_events,
     store_markets,
+    store_moves,
     store_operator,
     store_paths,
     store_rides,
+    store_sign_on,
     store_trips,
 )
 from matcher.database import Database
@@ -57,10 +59,13 @@ from matcher.outcomes import (
 )
 from matcher.sessions import Conflict, Session, rows_of
 from matcher.store_matching import MatchingStore
+from matcher.store_moves import OnMove
 from matcher.store_operator import Assignment
 from matcher.store_paths import PathPart, TripPath
 from matcher.store_rides import OnOutcome
 from matcher.store_rows import can_be_id, ride_with_trip_of, storable_reason
+from matcher.store_sign_on import OnSignOn, SignOn, SignOnOutcome
+from matcher.store_trips import TripMove
 from matcher.store_webhooks import Webhooks
 
 Id = TypeVar("Id", RideId, DriverId)
@@ -239,7 +244,13 @@ class Store(MatchingStore):
 
     async def sign_on(self, driver_id: DriverId, market: MarketId, *, online: bool = True) -> SignedOn | None:
         """A new epoch in this market, or None for an unknown driver. `online` turns offline into online."""
-        return await self._database.write(lambda session: store_drivers.sign_on(session, driver_id, market, online))
+        return await self._database.write(lambda session: store_sign_on.sign_on(session, driver_id, market, online))
+
+    async def sign_on_many(self, asked: Sequence[SignOn], *, on_outcome: OnSignOn | None = None) -> list[SignOnOutcome]:
+        """As many single ones would be answered, in few transactions; `on_outcome(i, outcome)` hears of each as soon
+        as it stands. Where a row is held by another its driver alone waits, and alone may be StoreUnavailable.
+        """
+        return await store_sign_on.sign_on_many(self._database, asked, on_outcome)
 
     async def set_status(self, driver_id: DriverId, status: DriverStatus, *, epoch: int | None) -> StatusSet | None:
         """None when unknown or of an older epoch. With an epoch a suspension stands, as the answer shows.
@@ -261,6 +272,12 @@ class Store(MatchingStore):
     async def note_lost(self, driver_id: DriverId, *, epoch: int) -> None:
         """The socket of this session is gone: what it was offered is taken back unless it returns in time."""
         await self._database.write(lambda session: store_drivers.note_lost(session, driver_id, epoch))
+
+    async def note_lost_of(self, epochs: Mapping[DriverId, int]) -> None:
+        """The same of many drivers' sessions, each given by its epoch."""
+        for some in _in_chunks(list(epochs)):
+            epochs_of = {driver_id: epochs[driver_id] for driver_id in some}
+            await self._database.write(partial(store_drivers.note_lost_of, epochs=epochs_of))
 
     async def drivers(self, driver_ids: Sequence[DriverId]) -> list[Driver]:
         """Those of these that there are, in any order."""
@@ -324,13 +341,16 @@ class Store(MatchingStore):
         reason: str | None = None,
     ) -> CommandOutcome:
         """A driver's command; `driver_id` None speaks for any driver, `epoch` fences an old session."""
-        if not can_be_id(trip_id):
-            return NotFound()
-        return await self._database.write(
-            lambda session: store_trips.move_trip(
-                session, trip_id, move, driver_id=driver_id, epoch=epoch, reason=reason, lives=self._lives
-            )
+        return await store_moves.move_alone(
+            self._database, TripMove(trip_id, move, driver_id, epoch, reason), self._lives
         )
+
+    async def move_trips(self, asked: Sequence[TripMove], on_outcome: OnMove) -> None:
+        """Commands of different drivers, together where that goes, each answered as if alone.
+
+        `on_outcome(i, outcome)` hears of each as soon as it is settled.
+        """
+        await store_moves.move_trips(self._database, asked, self._lives, on_outcome)
 
     async def put_path_parts(self, parts: Sequence[PathPart]) -> int:
         """Those that stand already stay as they are; how many could never be stored. To be put again when it raises."""

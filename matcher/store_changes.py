@@ -34,7 +34,7 @@ from matcher.model import (
     transition_of,
 )
 from matcher.sessions import Conflict, Raced, Reply, Session, row_of
-from matcher.statement import Statement, Step
+from matcher.statement import Params, Statement, Step
 from matcher.store_rides import INSERT_EVENT, READ_RIDE
 from matcher.store_rows import event_row, hint_of, ride_with_trip_of, text_of
 from matcher.tables import drivers, now_ms, rides, trips
@@ -98,9 +98,7 @@ READ_HELD = Statement(
     )
 )
 ANSWERED = Statement(
-    drivers.update()
-    .where(drivers.c.driver_id == sa.bindparam("of_driver"), drivers.c.missed_offers > 0)
-    .values(missed_offers=0)
+    drivers.update().where(drivers.c.driver_id.in_(_DRIVER_IDS), drivers.c.missed_offers > 0).values(missed_offers=0)
 )
 _TRIP_AS_SEEN = (
     trips.c.trip_id == sa.bindparam("of_trip"),
@@ -184,12 +182,11 @@ class Change:
         return hint_of(self.after, self.after.trip if self.row.trip_to else None)
 
     @property
-    def event(self) -> Step:
+    def event(self) -> Params:
+        """The row of its event."""
         trip = self.after.trip if self.trip is not None else None
-        return INSERT_EVENT(
-            **event_row(
-                self.after, self.row.event, self.at_ms, trip, actor=self.actor, code=self.code, reason=self.reason
-            )
+        return event_row(
+            self.after, self.row.event, self.at_ms, trip, actor=self.actor, code=self.code, reason=self.reason
         )
 
 
@@ -305,7 +302,7 @@ async def apply(
     session: Session,
     changes: Sequence[Change],
     *,
-    fence: Fence | None = None,
+    fences: Sequence[Fence] = (),
     drivers_too: Sequence[Step] = (),
     of_drivers: Sequence[DriverId] = (),
     beside: Sequence[Ride] = (),
@@ -317,7 +314,7 @@ async def apply(
     known, from the changes or from the rides `beside` them. `locking` are drivers that the caller will write of later
     in the transaction. Raises Raced where another change came between.
     """
-    steps = _steps(changes, fence, drivers_too, of_drivers, locking)
+    steps = _steps(changes, fences, drivers_too, of_drivers, locking)
     try:
         replies = await session.run(*steps)
     except Conflict as error:  # the event of this version stands already
@@ -328,7 +325,7 @@ async def apply(
             return Applied(too_late=True)  # past the ride's deadline
         raise Raced(f"ride {changes[0].before.ride_id} was changed meanwhile")
     for step, reply in found:
-        if fence is not None and step.statement is LOCK_DRIVERS_OF and not _is_epoch(reply, fence):
+        if step.statement is LOCK_DRIVERS_OF and not all(_is_epoch(reply, fence) for fence in fences):
             return Applied(superseded=True)
         if step.statement is READ_HELD:
             _check_held(reply, changes, of_drivers, beside)
@@ -362,7 +359,7 @@ def _check_held(
 
 def _steps(
     changes: Sequence[Change],
-    fence: Fence | None,
+    fences: Sequence[Fence],
     drivers_too: Sequence[Step],
     of_drivers: Sequence[DriverId],
     locking: Sequence[DriverId],
@@ -370,16 +367,18 @@ def _steps(
     ordered = sorted(changes, key=lambda change: change.before.ride_id)
     steps = [_take(change) for change in ordered]
     ending = {change.trip.driver_id for change in ordered if change.ends_trip and change.trip is not None}
-    locked = sorted({*ending, *of_drivers, *locking, *({fence.driver_id} if fence is not None else ())})
+    locked = sorted({*ending, *of_drivers, *locking, *(fence.driver_id for fence in fences)})
     if locked:
         steps.append(LOCK_DRIVERS_OF(driver_ids=locked))
     if of_drivers or any(change.ends_now for change in ordered):
         steps.append(READ_HELD(driver_ids=locked))
     steps += drivers_too
-    steps += [ANSWERED(of_driver=each.trip.driver_id) for each in ordered if each.move in _ANSWERS and each.trip]
+    answering = sorted(each.trip.driver_id for each in ordered if each.move in _ANSWERS and each.trip)
+    steps += [ANSWERED(driver_ids=answering)] if answering else []
     # Places are freed before they are taken.
     steps += [step for change in sorted(ordered, key=_frees_last) for step in _trip_steps(change)]
-    steps += [change.event for change in ordered]
+    if ordered:
+        steps.append(INSERT_EVENT.many([change.event for change in ordered]))
     return steps
 
 

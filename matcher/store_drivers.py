@@ -1,31 +1,28 @@
-"""Drivers: their row, their sessions (epochs), and what they are on now."""
+"""Drivers: their row, what they are on now, and what they were. Their sessions (epochs) begin in store_sign_on."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 
 from geo.model import DriverId, MarketId
 from matcher.life import DEFAULT, Lives
 from matcher.model import (
-    NO_RIDE,
     Actor,
     Code,
     Driver,
     DriverStatus,
-    Hint,
     Move,
     Ride,
     Slot,
     TripId,
     TripState,
 )
-from matcher.outcomes import DriverHistory, SignedOn, StatusSet, SuspendTrips
+from matcher.outcomes import DriverHistory, StatusSet, SuspendTrips
 from matcher.sessions import Session, change, row_of, rows_of
 from matcher.statement import Statement, Step
-from matcher.store_changes import Change, Fence, apply, decide, hints_of, with_promotions
-from matcher.store_rides import NOW
+from matcher.store_changes import LOCK_DRIVERS_OF, Change, Fence, apply, decide, hints_of, with_promotions
 from matcher.store_rows import (
     DRIVER_COLUMNS,
     RIDE_AND_TRIP,
@@ -68,27 +65,6 @@ INSERT_DRIVER = Statement(
         ),
     )
 )
-SIGN_ON = Statement(
-    drivers.update()
-    .where(_DRIVER)
-    .values(
-        epoch=drivers.c.epoch + 1,
-        market=sa.bindparam("to_market"),
-        status=sa.case(
-            (
-                sa.and_(
-                    drivers.c.status == DriverStatus.OFFLINE.value,
-                    sa.bindparam("set_online", type_=sa.Integer) == 1,
-                ),
-                DriverStatus.ONLINE.value,
-            ),
-            else_=drivers.c.status,
-        ),
-        version=drivers.c.version + 1,
-        lost_at_ms=None,
-        updated_at_ms=now_ms(),
-    )
-)
 _SET_STATUS = (
     drivers.update()
     .where(_DRIVER)
@@ -118,6 +94,12 @@ NOTE_LOST = Statement(
     drivers.update()
     .where(_DRIVER, drivers.c.epoch == sa.bindparam("of_epoch"), drivers.c.lost_at_ms.is_(None))
     .values(lost_at_ms=now_ms())
+)
+NOTE_LOST_OF = Statement(
+    drivers.update()
+    .where(drivers.c.driver_id.in_(sa.bindparam("driver_ids", expanding=True)), drivers.c.lost_at_ms.is_(None))
+    .values(lost_at_ms=now_ms())
+    .with_hint("FORCE INDEX (PRIMARY)", dialect_name="mysql")
 )
 READ_DRIVERS_OF = Statement(
     sa.select(*DRIVER_COLUMNS).where(drivers.c.driver_id.in_(sa.bindparam("driver_ids", expanding=True)))
@@ -191,17 +173,6 @@ async def read(session: Session, driver_id: DriverId) -> Driver | None:
     return None if row is None else driver_of(row)
 
 
-async def sign_on(session: Session, driver_id: DriverId, market: MarketId, online: bool) -> SignedOn | None:
-    """A new session: from here on the sessions before it can write no more (P7)."""
-    if not await change(session, SIGN_ON(of_driver=driver_id, to_market=market, set_online=int(online))):
-        session.refused = True
-        return None
-    found, live, clock = await session.run(READ_DRIVER(of_driver=driver_id), READ_LIVE(driver_ids=[driver_id]), NOW())
-    driver = driver_of(found.rows[0])
-    hint = Hint(NO_RIDE, driver.version, market, driver_id)
-    return SignedOn(driver, [ride_with_trip_of(row) for row in live.rows], hint, clock.rows[0][0])
-
-
 async def set_status(
     session: Session, driver_id: DriverId, status: DriverStatus, epoch: int | None, lives: Lives
 ) -> StatusSet | None:
@@ -249,7 +220,8 @@ async def _set(
         changes = [change for change in given_back if change is not None]
     kept = [ride for ride in rides if ride.ride_id not in {each.before.ride_id for each in changes}]
     whole = with_promotions(changes, kept)
-    applied = await apply(session, whole, fence=fence, drivers_too=steps, of_drivers=[driver_id], beside=kept)
+    fences = () if fence is None else (fence,)
+    applied = await apply(session, whole, fences=fences, drivers_too=steps, of_drivers=[driver_id], beside=kept)
     row = await row_of(session, READ_DRIVER(of_driver=driver_id))
     session.refused = row is None or applied.superseded
     if row is None or applied.superseded:
@@ -290,6 +262,16 @@ def _given_back(
 async def note_lost(session: Session, driver_id: DriverId, epoch: int) -> None:
     """The socket of this session is gone: an offer shown on it may be taken back after its grace."""
     await change(session, NOTE_LOST(of_driver=driver_id, of_epoch=epoch))
+
+
+async def note_lost_of(session: Session, epochs: Mapping[DriverId, int]) -> None:
+    """The same of many sessions, by driver, that had one socket. Drivers are locked in the order of their ids."""
+    rows = await rows_of(session, LOCK_DRIVERS_OF(driver_ids=sorted(epochs)))
+    lost = [DriverId(text_of(driver_id)) for driver_id, epoch in rows if epochs[DriverId(text_of(driver_id))] == epoch]
+    if lost:
+        await change(session, NOTE_LOST_OF(driver_ids=lost))
+    else:
+        session.refused = True
 
 
 async def read_all(session: Session, driver_ids: Sequence[DriverId]) -> list[Driver]:

@@ -70,14 +70,14 @@ class Release:
         if self.trip_id is not None and trip_id != self.trip_id:
             return refused(session, await self._of_another(session, ride, self.trip_id))
         if session.settling and self._meant is not None and trip_id != self._meant:
-            return refused(session, repeated(session, ride))
+            return refused(session, repeated(ride, session.settling))
         self._meant = trip_id
         return await _released(session, ride, at_ms, next_rides, self.reason, self.lives)
 
     async def _of_another(self, session: Session, ride: Ride, trip_id: TripId) -> CommandOutcome:
         meant = await read_trip(session, trip_id)
         was_done = meant is not None and meant.ride_id == ride.ride_id and meant.end_code == Code.RELEASED
-        return repeated(session, ride) if was_done else NotAllowed(ride, ())
+        return repeated(ride, session.settling) if was_done else NotAllowed(ride, ())
 
 
 async def _released(
@@ -94,7 +94,7 @@ async def _released(
     )
     if change is None:
         was = ride.trip is not None and ride.trip.end_code == Code.RELEASED and ride.state is RideState.SEARCHING
-        return refused(session, repeated(session, ride) if was else NotAllowed(ride, ()))
+        return refused(session, repeated(ride, session.settling) if was else NotAllowed(ride, ()))
     return await written(session, change, next_rides)
 
 
@@ -104,7 +104,7 @@ async def complete(session: Session, ride_id: RideId, *, reason: str | None) -> 
     if ride is None:
         return refused(session, NotFound())
     if ride.state is RideState.COMPLETED:
-        return refused(session, repeated(session, ride))
+        return refused(session, repeated(ride, session.settling))
     change = decide(Move.OPERATOR_COMPLETE, ride, at_ms, actor=Actor.OPERATOR, reason=storable_reason(reason))
     if change is None:
         return refused(session, NotAllowed(ride, ()))
@@ -139,7 +139,7 @@ async def assign(session: Session, new: Assignment, lives: Lives) -> AssignOutco
     if ride is None:
         return refused(session, NotFound())
     if was_done or (ride.live_trip is not None and ride.live_trip.driver_id == new.driver_id):
-        return refused(session, repeated(session, ride))
+        return refused(session, repeated(ride, session.settling))
     before = _opening(ride, at_ms, storable_reason(new.reason), lives)
     if before is None:
         return refused(session, NotAllowed(ride, ()))

@@ -159,8 +159,8 @@ async def _insert(session: Session, new: Sequence[NewRide]) -> list[RequestOutco
     if fresh:
         # In the order of their keys, so that two groups with the same keys cannot deadlock.
         fresh.sort(key=lambda pair: (pair[0].client_id, pair[0].idempotency_key or "", pair[0].ride_id))
-        await session.insert(INSERT_RIDE, [ride_row(one, ride) for one, ride in fresh])
-        await session.insert(INSERT_EVENT, _requested_events(fresh, at_ms))
+        made = [ride_row(one, ride) for one, ride in fresh]
+        await session.run(INSERT_RIDE.many(made), INSERT_EVENT.many(_requested_events(fresh, at_ms)))
     else:
         session.refused = True  # nothing to commit
     return outcomes

@@ -197,7 +197,7 @@ async def sweep(session: Session, market: MarketId, token: int, limit: int, life
         session.refused = True
         return []
     await session.run(*_steps(found.changes))
-    await session.insert(INSERT_EVENT, [change.event.params for change in found.changes])
+    await session.insert(INSERT_EVENT, [change.event for change in found.changes])
     paused = await _count_missed(session, market, sorted(found.missing), life)
     return hints_of(found.changes) + paused
 

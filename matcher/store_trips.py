@@ -7,6 +7,7 @@ time are judged in the statements that write, by the database's clock (P4).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -28,7 +29,7 @@ from matcher.model import (
 )
 from matcher.outcomes import CommandOutcome, Done, NotAllowed, NotFound, NotYours, Superseded
 from matcher.sessions import Session, row_of, rows_of
-from matcher.statement import Statement
+from matcher.statement import Row, Statement
 from matcher.store_changes import MOVES_IN_NEXT, Change, Fence, apply, decide, hints_of, redirected, with_promotions
 from matcher.store_rows import RIDE_AND_TRIP, RIDES_WITH_TRIP, hint_of, ride_with_trip_of, storable_reason, text_of
 from matcher.tables import now_ms, rides, trips
@@ -59,7 +60,7 @@ LOCK_RIDE_OF_TRIP = Statement(
 )
 _later = trips.alias("later")
 #: What the driver has in `next` where the trip of the row is its present one; mostly nothing.
-_NEXT_TRIP_ID = (
+NEXT_TRIP_ID = (
     sa.select(_later.c.trip_id)
     .where(
         _later.c.driver_id == trips.c.driver_id,
@@ -70,12 +71,12 @@ _NEXT_TRIP_ID = (
     .scalar_subquery()
 )
 READ_TRIP_AND_NEXT = Statement(
-    sa.select(*RIDE_AND_TRIP, now_ms(), _NEXT_TRIP_ID)
+    sa.select(*RIDE_AND_TRIP, now_ms(), NEXT_TRIP_ID)
     .select_from(trips.join(rides, rides.c.ride_id == trips.c.ride_id))
     .where(trips.c.trip_id == sa.bindparam("trip_id"))
 )
 READ_RIDE_AND_NEXT = Statement(
-    sa.select(*RIDE_AND_TRIP, now_ms(), _NEXT_TRIP_ID)
+    sa.select(*RIDE_AND_TRIP, now_ms(), NEXT_TRIP_ID)
     .select_from(RIDES_WITH_TRIP)
     .where(rides.c.ride_id == sa.bindparam("ride_id"))
 )
@@ -99,39 +100,61 @@ async def trips_of(session: Session, ride_id: RideId, limit: int) -> list[Trip]:
     return [trip for trip in reversed(found) if trip is not None]
 
 
-async def move_trip(
-    session: Session,
-    trip_id: TripId,
-    move: Move,
-    *,
-    driver_id: DriverId | None,
-    epoch: int | None,
-    reason: str | None,
-    lives: Lives,
-) -> CommandOutcome:
-    """One try of a driver's command; raises Raced where another change came between."""
-    if session.settling:
-        await session.run(LOCK_RIDE_OF_TRIP(trip_id=trip_id))
-    row = await row_of(session, (READ_TRIP if move in _PROGRESS else READ_TRIP_AND_NEXT)(trip_id=trip_id))
+@dataclass(frozen=True, slots=True)
+class TripMove:
+    """A driver's command; `driver_id` None speaks for any driver, `epoch` fences an old session."""
+
+    trip_id: TripId
+    move: Move
+    driver_id: DriverId | None
+    epoch: int | None = None
+    reason: str | None = None
+
+    @property
+    def is_progress(self) -> bool:
+        return self.move in _PROGRESS
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A command that is allowed: what it changes, and the trip in `next` that takes the place which it frees."""
+
+    change: Change
+    fence: Fence | None
+    next_trip_id: Any
+
+
+def judge(asked: TripMove, row: Row | None, lives: Lives, *, settling: bool) -> CommandOutcome | Planned:
+    """What comes of a command where its row is as it was read; pure."""
     if row is None:
-        return refused(session, NotFound())
+        return NotFound()
     ride, at_ms = ride_with_trip_of(row), row[len(RIDE_AND_TRIP)]
-    trip = ride.trip
+    trip, move = ride.trip, asked.move
     assert trip is not None  # the statement joins it
-    if driver_id is not None and trip.driver_id != driver_id:
-        return refused(session, NotYours())
+    if asked.driver_id is not None and trip.driver_id != asked.driver_id:
+        return NotYours()
     if took_effect(move, trip):
-        return refused(session, repeated(session, ride))
+        return repeated(ride, settling)
     life = lives.get(ride.market, DEFAULT)
-    change = decide(move, ride, at_ms, actor=Actor.DRIVER, reason=storable_reason(reason), retry_ms=life.retry_ms)
+    change = decide(move, ride, at_ms, actor=Actor.DRIVER, reason=storable_reason(asked.reason), retry_ms=life.retry_ms)
     is_before_its_turn = trip.slot is Slot.NEXT and move not in MOVES_IN_NEXT
     if change is None or is_before_its_turn or is_too_late(move, ride, at_ms):
-        return refused(session, NotAllowed(ride, allowed_now(ride, at_ms, life)))
+        return NotAllowed(ride, allowed_now(ride, at_ms, life))
     if move is Move.RIDER_NO_SHOW and at_ms < (from_ms := no_show_from_ms(ride, trip, life)):
-        return refused(session, NotAllowed(ride, allowed_now(ride, at_ms, life), from_ms))
-    fence = None if epoch is None else Fence(trip.driver_id, epoch)
-    next_rides = [] if move in _PROGRESS else await _read_next(session, row[-1])
-    return await written(session, change, next_rides, fence)
+        return NotAllowed(ride, allowed_now(ride, at_ms, life), from_ms)
+    fence = None if asked.epoch is None else Fence(trip.driver_id, asked.epoch)
+    return Planned(change, fence, None if asked.is_progress else row[-1])
+
+
+async def move_trip(session: Session, asked: TripMove, lives: Lives) -> CommandOutcome:
+    """One try of a driver's command; raises Raced where another change came between."""
+    if session.settling:
+        await session.run(LOCK_RIDE_OF_TRIP(trip_id=asked.trip_id))
+    row = await row_of(session, (READ_TRIP if asked.is_progress else READ_TRIP_AND_NEXT)(trip_id=asked.trip_id))
+    judged = judge(asked, row, lives, settling=session.settling)
+    if not isinstance(judged, Planned):
+        return refused(session, judged)
+    return await written(session, judged.change, await _read_next(session, judged.next_trip_id), judged.fence)
 
 
 async def written(
@@ -139,7 +162,7 @@ async def written(
 ) -> CommandOutcome:
     """Writes one decided change and what it brings about; raises Raced."""
     changes = with_promotions([change], next_rides)
-    applied = await apply(session, changes, fence=fence)
+    applied = await apply(session, changes, fences=() if fence is None else (fence,))
     if applied.superseded:
         return refused(session, Superseded())
     if applied.too_late:
@@ -157,7 +180,7 @@ async def cancel_ride(
     if client_id is not None and ride.client_id != client_id:
         return refused(session, NotYours())
     if ride.state is RideState.CANCELLED:
-        return refused(session, repeated(session, ride))
+        return refused(session, repeated(ride, session.settling))
     move = Move.OPERATOR_CANCEL if actor is Actor.OPERATOR else Move.RIDER_CANCEL
     change = decide(move, ride, at_ms, actor=actor, reason=storable_reason(reason))
     if change is None:
@@ -175,7 +198,7 @@ async def redirect_ride(
     if client_id is not None and ride.client_id != client_id:
         return refused(session, NotYours())
     if ride.dropoff == dropoff:
-        return refused(session, repeated(session, ride))
+        return refused(session, repeated(ride, session.settling))
     change = redirected(ride, dropoff, at_ms, actor=actor, reason=None)
     if change is None:
         return refused(session, NotAllowed(ride, ()))
@@ -224,6 +247,6 @@ def refused(session: Session, outcome: T) -> T:
     return outcome
 
 
-def repeated(session: Session, ride: Ride) -> Done:
+def repeated(ride: Ride, settling: bool) -> Done:
     # While settling it may have been this very command that took effect unheard: announce it.
-    return Done(ride, (hint_of(ride, ride.trip),) if session.settling else ())
+    return Done(ride, (hint_of(ride, ride.trip),) if settling else ())

@@ -23,7 +23,7 @@ from matcher.statement import Params, Statement, Step
 from matcher.store_batch import commit_plan
 from matcher.store_drivers import set_status
 from matcher.store_sweep import sweep
-from matcher.store_trips import move_trip
+from matcher.store_trips import TripMove, move_trip
 from tests.stores import MARKET, StoreCase
 
 T = TypeVar("T")
@@ -151,9 +151,7 @@ async def halted(url: str, work: Work[T], *, before_call: int = 2) -> AsyncItera
 
 def moving(trip: Trip, move: Move, *, epoch: int | None = 1) -> Work[CommandOutcome]:
     """The driver's command as one transaction."""
-    return lambda session: move_trip(
-        session, trip.trip_id, move, driver_id=trip.driver_id, epoch=epoch, reason=None, lives={}
-    )
+    return lambda session: move_trip(session, TripMove(trip.trip_id, move, trip.driver_id, epoch), {})
 
 
 def setting(driver_id: DriverId, status: DriverStatus, *, epoch: int = 1) -> Work[StatusSet | None]:

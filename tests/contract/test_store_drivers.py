@@ -9,7 +9,9 @@ import pytest
 from geo.model import DriverId, MarketId
 from matcher.errors import StoreUnavailable
 from matcher.model import DriverStatus, Slot
-from matcher.outcomes import SuspendTrips
+from matcher.outcomes import SignedOn, SuspendTrips
+from matcher.store_rows import text_of
+from matcher.store_sign_on import GROUP_MAX, SignOn, SignOnOutcome
 from tests.stores import MARKET, StoreCase
 
 D = DriverId("dörte 1")
@@ -129,3 +131,77 @@ class TestSessions:
         outcome = await case.store.set_status(D, DriverStatus.ONLINE, epoch=1)
         assert outcome is not None
         assert outcome.driver.status is DriverStatus.SUSPENDED
+
+
+class TestManySignOns:
+    """A group is answered as each of it alone would be."""
+
+    async def test_each_of_a_group_has_its_own_outcome(self, case: StoreCase) -> None:
+        engaged, suspended, resting = await case.driver(), await case.driver(), await case.driver()
+        ride, _ = await case.matched(engaged)
+        after, _ = await case.matched(engaged, slot=Slot.NEXT)
+        await case.store.suspend(suspended, trips=SuspendTrips.KEEP, reason=None)
+        await case.store.set_status(resting, DriverStatus.ON_BREAK, epoch=None)
+        await case.store.put_driver(D, vehicle_class="xl", seats=6, tags=["pets"])
+        rome = MarketId("rome")
+        asked = [
+            SignOn(suspended, MARKET),
+            SignOn(DriverId("nobody"), MARKET),
+            SignOn(D, MARKET, online=False),
+            SignOn(engaged, MARKET),
+            SignOn(DriverId("\ud800"), MARKET),
+            SignOn(resting, rome),
+            SignOn(D, rome),
+        ]
+        heard: dict[int, SignOnOutcome] = {}
+        outcomes = await case.store.sign_on_many(asked, on_outcome=heard.__setitem__)
+        assert [heard[i] for i in range(len(asked))] == outcomes
+        one, nobody, offline, busy, impossible, moved, online = outcomes
+        assert (nobody, impossible) == (None, None)
+        for outcome, driver_id, status, epoch, market, left in (
+            (one, suspended, DriverStatus.SUSPENDED, 2, MARKET, None),
+            (offline, D, DriverStatus.OFFLINE, 1, MARKET, None),
+            (busy, engaged, DriverStatus.ONLINE, 2, MARKET, None),
+            (moved, resting, DriverStatus.ON_BREAK, 2, rome, MARKET),
+            (online, D, DriverStatus.ONLINE, 2, rome, MARKET),
+        ):
+            assert isinstance(outcome, SignedOn)
+            driver = outcome.driver
+            assert (driver.driver_id, driver.status, driver.epoch) == (driver_id, status, epoch)
+            assert (driver.market, outcome.left) == (market, left)
+            hint = outcome.hint
+            assert (hint.driver_id, hint.version, hint.market) == (driver_id, driver.version, market)
+            assert outcome.rides == ([ride, after] if driver_id == engaged else [])
+            assert outcome.now_ms >= ride.requested_at_ms
+        assert isinstance(online, SignedOn)
+        assert await case.store.driver(D) == online.driver
+        assert await case.store.sign_on_many([]) == []
+
+    async def test_a_driver_that_comes_many_times_gets_an_epoch_each_time(self, case: StoreCase) -> None:
+        """P7"""
+        await case.store.put_driver(D, vehicle_class="standard", seats=4)
+        group = [SignOn(D, MARKET)] * 3
+        found = await asyncio.gather(case.store.sign_on_many(group), case.store.sign_on_many(group))
+        epochs = [each.driver.epoch for some in found for each in some if isinstance(each, SignedOn)]
+        assert sorted(epochs) == [1, 2, 3, 4, 5, 6]
+        assert all(some == sorted(some) for some in (epochs[:3], epochs[3:]))
+
+    async def test_more_than_a_transaction_holds_are_signed_on_all_the_same(self, case: StoreCase) -> None:
+        names = [DriverId(f"d{n:03d}") for n in range(GROUP_MAX + 20)]
+        case.sql(
+            "INSERT INTO drivers (driver_id, status, vehicle_class, seats, epoch, updated_at_ms, tags, version) VALUES "
+            + ", ".join(["(?, 'offline', 'standard', 4, 0, 0, '', 1)"] * len(names)),
+            *names,
+        )
+        outcomes = await case.store.sign_on_many([SignOn(name, MARKET) for name in reversed(names)])
+        found = [each.driver.driver_id for each in outcomes if isinstance(each, SignedOn)]
+        assert found == names[::-1]
+
+    async def test_many_lost_sockets_are_noted_each_for_its_own_session(self, case: StoreCase) -> None:
+        """P7: a driver that has signed on again meanwhile is not lost."""
+        lost, back = await case.driver(), await case.driver()
+        await case.store.sign_on(back, MARKET)
+        await case.store.note_lost_of({lost: 1, back: 1, DriverId("nobody"): 1})
+        rows = case.sql("SELECT driver_id FROM drivers WHERE lost_at_ms IS NOT NULL")
+        assert [text_of(row[0]) for row in rows] == [lost]
+        await case.store.note_lost_of({})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -12,11 +13,16 @@ from geo.model import DriverId
 from matcher.model import ClientId, Move, Ride, RideState
 from matcher.outcomes import Done
 from matcher.solver import SolverChild
-from tests.matchers import HERE, NYC, WITHIN_S, Watched, city_of, north, running, until
+from matcher.store import Store
+from tests.matchers import HERE, NYC, WITHIN_S, Watched, city_of, north, running, until, until_true
 from tests.servers import MariaServer, fresh_database
 
 # One event loop for the module: the solver's child that the tests share belongs to it.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def all_announced(store: Store) -> bool:
+    return await store.unannounced(NYC, older_than_ms=0, limit=10) == []
 
 
 async def test_waiting_rides_are_matched_together_and_everybody_hears_of_it(
@@ -44,7 +50,7 @@ async def test_waiting_rides_are_matched_together_and_everybody_hears_of_it(
         assert sum(report.matched for report in city.reports) == 2
         audit = await city.store.audit()
         assert audit.holds
-        assert await city.store.unannounced(NYC, older_than_ms=0, limit=10) == []
+        await until_true(partial(all_announced, city.store), "every event is marked as announced")
 
 
 async def test_a_driver_that_cancelled_is_not_given_the_same_ride_again(database_url: str, solver: SolverChild) -> None:
@@ -182,7 +188,7 @@ async def test_a_stop_in_the_middle_of_a_commit_finishes_and_announces_it(sqlite
         assert (await city.ride(ride_id)).state is RideState.ASSIGNED
         assert await city.store.acquire_lease(NYC, "successor", 1000) is not None
         await city.announcer.close()
-        assert await city.store.unannounced(NYC, older_than_ms=0, limit=10) == []
+        assert await all_announced(city.store)
 
 
 async def test_a_defect_in_one_window_does_not_end_the_market(

@@ -11,7 +11,7 @@ from matcher.model import DriverStatus, Move, RideState
 from matcher.outcomes import Superseded
 from matcher.sessions import rows_of
 from matcher.store_changes import LOCK_DRIVERS_OF
-from matcher.store_drivers import sign_on
+from matcher.store_sign_on import sign_on
 from tests.stores import HOUR_MS, MARKET, StoreCase, pairing
 from tests.transactions import (
     Work,

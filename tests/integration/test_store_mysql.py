@@ -20,7 +20,7 @@ from matcher.store_changes import LOCK_DRIVERS_OF
 from matcher.store_leases import hold
 from matcher.store_rides import INSERT_RIDE, first_answer, ride_row
 from matcher.store_sweep import LOCK_RIDE_IDS
-from matcher.store_trips import cancel_ride, move_trip
+from matcher.store_trips import TripMove, cancel_ride, move_trip
 from tests.mysql_proxy import MySqlProxy, OnCommit
 from tests.servers import MariaServer, fresh_database
 from tests.stores import HOLDER, HOUR_MS, MARKET, StoreCase, migrated, new_ride, pairing
@@ -137,9 +137,7 @@ class TestBatchAgainstCommands:
         ride = await case.ride()
 
         async def work(session: Session) -> object:
-            return await move_trip(
-                session, trip.trip_id, Move.COMPLETE, driver_id=driver, epoch=1, reason=None, lives={}
-            )
+            return await move_trip(session, TripMove(trip.trip_id, Move.COMPLETE, driver, 1), {})
 
         async with standing(case.url, work):
             assert [lost.why for lost in (await case.commit(pairing(ride, driver))).lost] == ["driver_busy"]

@@ -10,9 +10,11 @@ import pytest
 from matcher.database import Database
 from matcher.ids import new_trip_id
 from matcher.model import Actor, DriverStatus, Move, RideState, Slot
-from matcher.outcomes import Done
+from matcher.outcomes import Done, Superseded
 from matcher.sessions import Session
+from matcher.store_moves import MoveOutcome, move_trips
 from matcher.store_operator import Assignment, Release, assign
+from matcher.store_trips import TripMove
 from tests.mysql_proxy import MySqlProxy, OnCommit
 from tests.stores import HOUR_MS, MARKET, StoreCase
 from tests.transactions import Work
@@ -45,6 +47,48 @@ class TestUnheard:
         assert outcome.hints[0].ride_id == now.ride_id
         assert await case.events(after.ride_id) == ["requested", "assigned", "promoted"]
         assert (await case.store.audit()).holds
+
+    @pytest.mark.parametrize("how", [OnCommit.CUT_AFTER, OnCommit.CUT_BEFORE, OnCommit.HOLD])
+    async def test_commands_written_together_take_effect_once_and_each_is_announced(
+        self, case: StoreCase, by_proxy: StoreCase, proxy: MySqlProxy, how: OnCommit
+    ) -> None:
+        _, one = await case.matched()
+        _, now = await case.under_way()
+        next_ride, _ = await case.matched(now.driver_id, slot=Slot.NEXT)
+        asked = [
+            TripMove(one.trip_id, Move.ARRIVE, one.driver_id, 1),
+            TripMove(now.trip_id, Move.COMPLETE, now.driver_id, 1),
+        ]
+        settled: dict[int, MoveOutcome] = {}
+        proxy.fault(how)
+        asyncio.get_running_loop().call_later(0.3, proxy.release.set)
+        await by_proxy.store.move_trips(asked, settled.__setitem__)
+        assert proxy.faulted == 1
+        for position, ride_id in enumerate((one.ride_id, now.ride_id)):
+            outcome = settled[position]
+            assert isinstance(outcome, Done)
+            assert outcome.hints[0].ride_id == ride_id
+        assert await case.events(one.ride_id) == ["requested", "assigned", "arrived"]
+        assert await case.events(now.ride_id) == ["requested", "assigned", "arrived", "started", "completed"]
+        assert await case.events(next_ride.ride_id) == ["requested", "assigned", "promoted"]
+        assert (await case.store.audit()).holds
+
+    async def test_a_session_superseded_after_an_unheard_commit_fails_no_neighbour(
+        self, case: StoreCase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """P7: its refusal is final, however often the group is tried again."""
+        _, good = await case.matched()
+        _, old = await case.matched()
+        await case.store.sign_on(old.driver_id, MARKET)
+        database = Database(case.url)
+        write = database.write
+        monkeypatch.setattr(database, "write", lambda work: write(settling(work)))
+        settled: dict[int, MoveOutcome] = {}
+        asked = [TripMove(trip.trip_id, Move.ARRIVE, trip.driver_id, 1) for trip in (good, old)]
+        await move_trips(database, asked, {}, settled.__setitem__)
+        assert (await case.done(settled[0])).state is RideState.ARRIVED
+        assert settled[1] == Superseded()
+        await database.close()
 
     async def test_an_acceptance_still_on_its_way_is_waited_for_even_past_the_offers_end(
         self, case: StoreCase, by_proxy: StoreCase, proxy: MySqlProxy

@@ -13,6 +13,8 @@ from matcher.errors import StoreUnavailable
 from matcher.model import ClientId, Hint, Move, NewRide, Ride, RideId, RideState, TripId
 from matcher.outcomes import CommandOutcome, Done, KeyReused, NotFound, Requested, RequestOutcome
 from matcher.rides import Overloaded, RideDesk
+from matcher.store_moves import OnMove
+from matcher.store_trips import TripMove
 
 NYC = MarketId("nyc")
 
@@ -65,6 +67,9 @@ class Ledger:
         self.slow_gate = asyncio.Event()
         self.fault: Exception | None = None
         self.commands: list[str] = []
+        self.moves: list[list[TripMove]] = []
+        self.held: set[DriverId | None] = set()  # their rows are held by another until `let_go`
+        self.let_go = asyncio.Event()
 
     async def request_rides(
         self, new: Sequence[NewRide], *, on_outcome: Callable[[int, RequestOutcome], None] | None = None
@@ -107,6 +112,17 @@ class Ledger:
     ) -> CommandOutcome:
         self.commands.append(f"{move} {trip_id} {driver_id} {epoch} {reason}")
         return NotFound()
+
+    async def move_trips(self, asked: Sequence[TripMove], on_outcome: OnMove) -> None:
+        self.moves.append(list(asked))
+        await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        for position, each in enumerate(asked):
+            if each.driver_id in self.held:
+                await self.let_go.wait()
+            ride = ride_of(new_ride(each.trip_id))
+            on_outcome(position, Done(ride, (Hint(ride.ride_id, 2, NYC, each.driver_id),)))
 
 
 class Announced:
@@ -336,10 +352,118 @@ async def test_commands_pass_through_and_their_changes_are_announced(
     desk = make_desk()
     done = await desk.cancel(RideId("r_7"), client_id=ClientId("c"), reason="late")
     assert isinstance(done, Done)
-    outcome = await desk.move_trip(TripId("t_1"), Move.ARRIVE, driver_id=DriverId("d"), epoch=3)
+    outcome = await desk.move_trip(TripId("t_1"), Move.ARRIVE, driver_id=None)
     assert isinstance(outcome, NotFound)
-    assert ledger.commands == ["cancel r_7 c late", "arrive t_1 d 3 None"]
+    assert ledger.commands == ["cancel r_7 c late", "arrive t_1 None None None"]
     assert [hint.ride_id for hint in announced.hints] == ["r_7"]
+
+
+def moves(desk: RideDesk, *of_drivers: tuple[str, Move]) -> list[asyncio.Task[CommandOutcome]]:
+    """Commands on each driver's own trip, in this order."""
+    return [
+        asyncio.create_task(desk.move_trip(TripId(f"t_{name}"), move, driver_id=DriverId(name), epoch=3))
+        for name, move in of_drivers
+    ]
+
+
+async def test_commands_of_different_drivers_share_a_transaction_and_each_is_answered_and_announced(
+    make_desk: Callable[..., RideDesk], ledger: Ledger, announced: Announced
+) -> None:
+    desk = make_desk()
+    tasks = moves(desk, ("a", Move.ARRIVE), ("b", Move.COMPLETE))
+    outcomes = await asyncio.gather(*tasks)
+    arrive, complete = (
+        TripMove(TripId("t_a"), Move.ARRIVE, DriverId("a"), 3),
+        TripMove(TripId("t_b"), Move.COMPLETE, DriverId("b"), 3),
+    )
+    assert ledger.moves == [[arrive, complete]]
+    assert [outcome.ride.ride_id for outcome in outcomes if isinstance(outcome, Done)] == ["r_t_a", "r_t_b"]
+    assert [hint.driver_id for hint in announced.hints] == ["a", "b"]
+
+
+async def test_two_commands_of_one_driver_are_written_one_after_the_other(
+    make_desk: Callable[..., RideDesk], ledger: Ledger
+) -> None:
+    desk = make_desk()
+    await asyncio.gather(*moves(desk, ("a", Move.ARRIVE), ("a", Move.START), ("b", Move.ARRIVE)))
+    assert [[each.move for each in group] for group in ledger.moves] == [[Move.ARRIVE, Move.ARRIVE], [Move.START]]
+
+
+async def test_a_drivers_second_command_waits_for_its_first_and_delays_no_other_driver(
+    make_desk: Callable[..., RideDesk], ledger: Ledger
+) -> None:
+    desk = make_desk()
+    ledger.gate.clear()
+    first = moves(desk, ("a", Move.ARRIVE), ("a", Move.START))
+    await until(lambda: len(ledger.moves) == 1)
+    other = moves(desk, ("b", Move.ARRIVE))
+    await until(lambda: len(ledger.moves) == 2)
+    assert [[each.driver_id for each in group] for group in ledger.moves] == [["a"], ["b"]]
+    ledger.gate.set()
+    await asyncio.gather(*first, *other)
+    assert [[each.move for each in group] for group in ledger.moves[2:]] == [[Move.START]]
+
+
+async def test_commands_whose_rows_are_held_keep_no_later_group_waiting(
+    make_desk: Callable[..., RideDesk], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matcher.turns.TURN_S_MAX", 0.01)
+    desk = make_desk()
+    ledger.held = {DriverId("a"), DriverId("b")}
+    held = moves(desk, ("a", Move.ARRIVE))
+    await until(lambda: len(ledger.moves) == 1)
+    held += moves(desk, ("b", Move.ARRIVE))
+    await until(lambda: len(ledger.moves) == 2)
+    [free] = moves(desk, ("c", Move.ARRIVE))
+    async with asyncio.timeout(5):
+        assert isinstance(await free, Done)
+    assert not any(task.done() for task in held)
+    ledger.let_go.set()
+    await asyncio.gather(*held)
+
+
+async def test_a_driver_whose_command_is_settled_waits_for_no_neighbour_with_its_next(
+    make_desk: Callable[..., RideDesk], ledger: Ledger
+) -> None:
+    desk = make_desk()
+    ledger.held = {DriverId("b")}
+    first, held = moves(desk, ("a", Move.ARRIVE), ("b", Move.ARRIVE))
+    await first
+    [second] = moves(desk, ("a", Move.START))
+    async with asyncio.timeout(5):
+        assert isinstance(await second, Done)
+    assert not held.done()
+    ledger.let_go.set()
+    await held
+
+
+async def test_a_group_of_commands_that_the_store_cannot_do_fails_each_of_its_callers(
+    make_desk: Callable[..., RideDesk], ledger: Ledger
+) -> None:
+    desk = make_desk()
+    ledger.fault = StoreUnavailable("gone")
+    outcomes = await asyncio.gather(*moves(desk, ("a", Move.ARRIVE), ("b", Move.ARRIVE)), return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["gone", "gone"]
+    assert outcomes[0] is not outcomes[1]
+    await desk.close()
+
+
+async def test_a_driver_command_counts_as_waiting_and_is_finished_when_its_caller_goes_away(
+    make_desk: Callable[..., RideDesk], ledger: Ledger, announced: Announced
+) -> None:
+    """P10"""
+    desk = make_desk(waiting_max=1)
+    ledger.gate.clear()
+    [task] = moves(desk, ("a", Move.ARRIVE))
+    while not ledger.moves:
+        await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded):
+        await asyncio.gather(*moves(desk, ("b", Move.ARRIVE)))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    ledger.gate.set()
+    await desk.close()
+    assert [hint.driver_id for hint in announced.hints] == ["a"]
 
 
 async def test_a_command_whose_caller_goes_away_is_finished_and_announced(
