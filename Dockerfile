@@ -15,7 +15,8 @@ COPY benchmarks benchmarks
 COPY config config
 RUN /opt/hexhail/bin/pip install --no-deps --no-build-isolation .
 # Compiled for the machine that builds the image; on another kind of processor the first start compiles again.
-RUN NUMBA_CACHE_DIR=/opt/numba /opt/hexhail/bin/python -m matcher.solver_child warm
+RUN NUMBA_CACHE_DIR=/opt/numba /opt/hexhail/bin/python -m geo.warm \
+    && NUMBA_CACHE_DIR=/opt/numba /opt/hexhail/bin/python -m matcher.solver_child warm
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin hexhail \

@@ -21,13 +21,13 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from geo.cells import cell_of
 from geo.index import DriverIndex
-from geo.model import DriverId, Fix, MarketId, Removal, Stamp
+from geo.model import DriverId, Fix, MarketId, Removal
 from geo.records import CLASS_BYTES_MAX, FLAG_AVAILABLE, RECORD, UNKNOWN_U16, PositionBatch
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,10 @@ SWEEP_AFTER_MS = 120_000
 #: How often a follower looks for silent drivers, give or take half of it.
 SWEEP_EVERY_S = 5.0
 
-_PACKED = struct.Struct(f"<dQdddddHHBB{CLASS_BYTES_MAX}sI")
+#: A record's last fields, which change when the vehicle does: seats, flags, class and tags.
+_KIND = struct.Struct(f"<BB{CLASS_BYTES_MAX}sI")
+#: A whole record: fix_ms, cell, place, stamp, heading, speed, and the packed kind.
+PACKED = struct.Struct(f"<dQdddddHH{_KIND.size}s")
 
 
 class FeedUnavailable(Exception):
@@ -64,6 +67,9 @@ class Published:
 
     applied: int
     outdated: tuple[DriverId, ...]
+
+
+Fixes: TypeAlias = Sequence[Fix] | PositionBatch
 
 
 class Follower(Protocol):
@@ -92,10 +98,15 @@ class Follower(Protocol):
 
 
 class Feed(Protocol):
-    async def publish(self, market: MarketId, fixes: Sequence[Fix], removals: Sequence[Removal] = ()) -> Published:
+    #: The H3 resolution of the cells in its records.
+    resolution: int
+
+    async def publish(self, market: MarketId, fixes: Fixes, removals: Sequence[Removal] = ()) -> Published:
         """Takes positions and removals in, at most FIXES_A_CALL_MAX of each at a time, each such part atomically.
 
-        Raises FeedUnavailable in bounded time, ValueError for a fix that cannot be packed.
+        Whoever packs records itself hands them over as one batch that is packed for time 0 (`fix_ms` is minus the
+        age) and in which no driver stands twice. Raises FeedUnavailable in bounded time, ValueError for a fix that
+        cannot be packed.
         """
 
     def follow(self, market: MarketId, index: DriverIndex) -> Follower:
@@ -117,14 +128,8 @@ def pack(fixes: Sequence[Fix], resolution: int, now_ms: int) -> PositionBatch:
 
 
 def _pack_one(fix: Fix, resolution: int, now_ms: int) -> bytes:
-    vehicle_class = fix.vehicle_class.encode()
-    if len(vehicle_class) > CLASS_BYTES_MAX:
-        raise ValueError(
-            f"driver {fix.driver_id!r}: class {fix.vehicle_class!r} is longer than {CLASS_BYTES_MAX} bytes"
-        )
-    heading, speed = fix.heading_deg, fix.speed_mps
     try:
-        return _PACKED.pack(
+        return PACKED.pack(
             now_ms - max(fix.age_ms, 0),
             cell_of(fix.lat, fix.lon, resolution),
             fix.lat,
@@ -132,15 +137,31 @@ def _pack_one(fix: Fix, resolution: int, now_ms: int) -> bytes:
             fix.epoch,
             fix.instance,
             fix.seq,
-            UNKNOWN_U16 if heading is None else round(heading * 100.0) % 36_000,
-            UNKNOWN_U16 if speed is None else min(round(speed * 100.0), UNKNOWN_U16 - 1),
-            fix.seats,
-            FLAG_AVAILABLE if fix.available else 0,
-            vehicle_class,
-            fix.tags,
+            pack_heading(fix.heading_deg),
+            pack_speed(fix.speed_mps),
+            pack_kind(fix.vehicle_class, fix.seats, fix.tags, available=fix.available),
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise ValueError(f"driver {fix.driver_id!r}: {error}") from error
+
+
+def pack_heading(heading_deg: float | None) -> int:
+    return UNKNOWN_U16 if heading_deg is None else round(heading_deg * 100.0) % 36_000
+
+
+def pack_speed(speed_mps: float | None) -> int:
+    return UNKNOWN_U16 if speed_mps is None else min(round(speed_mps * 100.0), UNKNOWN_U16 - 1)
+
+
+def pack_kind(vehicle_class: str, seats: int, tags: int, *, available: bool) -> bytes:
+    """A record's last bytes. Raises ValueError for what they cannot hold."""
+    name = vehicle_class.encode()
+    if len(name) > CLASS_BYTES_MAX:
+        raise ValueError(f"class {vehicle_class!r} is longer than {CLASS_BYTES_MAX} bytes")
+    try:
+        return _KIND.pack(seats, FLAG_AVAILABLE if available else 0, name, tags)
+    except struct.error as error:
+        raise ValueError(f"{seats} seats, tags {tags:#x}: {error}") from error
 
 
 def newest_of(fixes: Sequence[Fix]) -> Sequence[Fix]:
@@ -153,11 +174,18 @@ def newest_of(fixes: Sequence[Fix]) -> Sequence[Fix]:
     return fixes if len(newest) == len(fixes) else list(newest.values())
 
 
-def parts_of(fixes: Sequence[Fix], removals: Sequence[Removal]) -> list[tuple[Sequence[Fix], Sequence[Removal]]]:
-    """What one publication becomes in calls of bounded size. Stamps decide, so the order of the parts does not."""
-    fixes, size = newest_of(fixes), FIXES_A_CALL_MAX
-    starts = range(0, max(len(fixes), len(removals)), size)
-    return [(fixes[at : at + size], removals[at : at + size]) for at in starts]
+def parts_of(fixes: Fixes, removals: Sequence[Removal], resolution: int) -> list[PositionBatch]:
+    """What one publication becomes in calls of bounded size, packed for time 0.
+
+    Stamps decide, so the order of the parts does not. Raises ValueError for a fix that cannot be packed.
+    """
+    batch = fixes if isinstance(fixes, PositionBatch) else pack(newest_of(fixes), resolution, 0)
+    size = FIXES_A_CALL_MAX
+    starts = range(0, max(len(batch.ids), len(removals)), size)
+    return [
+        PositionBatch(batch.ids[at : at + size], batch.records[at : at + size], removals[at : at + size])
+        for at in starts
+    ]
 
 
 def sweep_wait_s(every_s: float) -> float:
@@ -169,50 +197,58 @@ def _monotonic_ms() -> float:
     return time.monotonic() * 1000.0
 
 
+#: A stamp as a record holds it: (epoch, instance, seq).
+_Stamp: TypeAlias = tuple[float, float, float]
+
+
 class Ledger:
     """One market's drivers by their newest stamp, removed ones included. Pure; time is an argument."""
 
-    def __init__(self, resolution: int, tombstone_ms: int) -> None:
-        self._resolution = resolution
+    def __init__(self, tombstone_ms: int) -> None:
         self._tombstone_ms = tombstone_ms
-        self._stamps: dict[DriverId, Stamp] = {}
+        self._stamps: dict[DriverId, _Stamp] = {}
         self._records: dict[DriverId, bytes] = {}
         self._gone: dict[DriverId, int] = {}  # removed drivers -> when, oldest first
 
-    def take(
-        self, fixes: Sequence[Fix], removals: Sequence[Removal], now_ms: int
-    ) -> tuple[PositionBatch, tuple[DriverId, ...]]:
-        """What changed, and the drivers of which a newer epoch stands. Raises ValueError before anything changed."""
-        newer = [fix for fix in fixes if self._is_newer(fix.driver_id, fix.stamp)]
-        outdated = [fix.driver_id for fix in fixes if self._is_superseded(fix.driver_id, fix.epoch)]
-        batch = pack(newer, self._resolution, now_ms)
-        for fix, record in zip(newer, batch.records, strict=True):
-            self._stamps[fix.driver_id] = fix.stamp
-            self._records[fix.driver_id] = record.tobytes()
-            self._gone.pop(fix.driver_id, None)
-        outdated += [r.driver_id for r in removals if self._is_superseded(r.driver_id, r.stamp.epoch)]
-        batch.removals = [removal for removal in removals if self._remove(removal, now_ms)]
+    def take(self, part: PositionBatch, now_ms: int) -> tuple[PositionBatch, tuple[DriverId, ...]]:
+        """What changed, dated, and the drivers of which a newer epoch stands. `part` is packed for time 0."""
+        stamps: list[_Stamp] = part.records[["epoch", "instance", "seq"]].tolist()
+        outdated = [each for each, stamp in zip(part.ids, stamps, strict=True) if self._is_superseded(each, stamp[0])]
+        newer = [at for at, each in enumerate(part.ids) if self._is_newer(each, stamps[at])]
+        records = part.records[newer]
+        records["fix_ms"] += now_ms
+        batch = PositionBatch([part.ids[at] for at in newer], records)
+        self._keep(batch, [stamps[at] for at in newer])
+        outdated += [each.driver_id for each in part.removals if self._is_superseded(each.driver_id, each.stamp.epoch)]
+        batch.removals = [removal for removal in part.removals if self._remove(removal, now_ms)]
         self._forget(now_ms)
         return batch, tuple(dict.fromkeys(outdated))
+
+    def _keep(self, batch: PositionBatch, stamps: Sequence[_Stamp]) -> None:
+        packed, size = batch.records.tobytes(), RECORD.itemsize
+        for at, driver_id in enumerate(batch.ids):
+            self._stamps[driver_id] = stamps[at]
+            self._records[driver_id] = packed[at * size : (at + 1) * size]
+            self._gone.pop(driver_id, None)
 
     def snapshot(self) -> PositionBatch:
         return PositionBatch(list(self._records), np.frombuffer(b"".join(self._records.values()), RECORD))
 
-    def _is_newer(self, driver_id: DriverId, stamp: Stamp) -> bool:
+    def _is_newer(self, driver_id: DriverId, stamp: _Stamp) -> bool:
         held = self._stamps.get(driver_id)
         return held is None or stamp > held
 
-    def _is_superseded(self, driver_id: DriverId, epoch: int) -> bool:
+    def _is_superseded(self, driver_id: DriverId, epoch: float) -> bool:
         held = self._stamps.get(driver_id)
-        return held is not None and held.epoch > epoch
+        return held is not None and held[0] > epoch
 
     def _remove(self, removal: Removal, now_ms: int) -> bool:
-        driver_id = removal.driver_id
-        live_at_stamp = driver_id in self._records and self._stamps[driver_id] == removal.stamp
-        if not (live_at_stamp or self._is_newer(driver_id, removal.stamp)):
+        driver_id, stamp = removal.driver_id, (removal.stamp.epoch, removal.stamp.instance, removal.stamp.seq)
+        live_at_stamp = driver_id in self._records and self._stamps[driver_id] == stamp
+        if not (live_at_stamp or self._is_newer(driver_id, stamp)):
             return False
         self._records.pop(driver_id, None)
-        self._stamps[driver_id] = removal.stamp
+        self._stamps[driver_id] = stamp
         self._gone.pop(driver_id, None)
         self._gone[driver_id] = now_ms
         return True
@@ -241,7 +277,7 @@ class InProcessFeed:
         sweep_every_s: float = SWEEP_EVERY_S,
         tombstone_ms: int = TOMBSTONE_MS,
     ) -> None:
-        self._resolution = resolution
+        self.resolution = resolution
         self._clock = clock
         self._sweep_after_ms = sweep_after_ms
         self._sweep_every_s = sweep_every_s
@@ -253,12 +289,13 @@ class InProcessFeed:
     def now_ms(self) -> int:
         return int(self._clock())
 
-    async def publish(self, market: MarketId, fixes: Sequence[Fix], removals: Sequence[Removal] = ()) -> Published:
+    async def publish(self, market: MarketId, fixes: Fixes, removals: Sequence[Removal] = ()) -> Published:
         if self._closed:
             raise FeedUnavailable("the feed is closed")
         applied, outdated = 0, dict[DriverId, None]()
-        for some_fixes, some_removals in parts_of(fixes, removals):
-            batch, superseded = self._ledger(market).take(some_fixes, some_removals, self.now_ms())
+        handed_over_ms = self.now_ms()  # ages are those of now, whenever a part's turn comes (P5)
+        for part in parts_of(fixes, removals, self.resolution):
+            batch, superseded = self._ledger(market).take(part, handed_over_ms)
             for follower in self._following.get(market, ()):
                 follower.index.apply(batch)
             applied += len(batch.ids) + len(batch.removals)
@@ -285,7 +322,7 @@ class InProcessFeed:
     def _ledger(self, market: MarketId) -> Ledger:
         ledger = self._ledgers.get(market)
         if ledger is None:
-            ledger = self._ledgers[market] = Ledger(self._resolution, self._tombstone_ms)
+            ledger = self._ledgers[market] = Ledger(self._tombstone_ms)
         return ledger
 
 

@@ -1,53 +1,57 @@
 """DriverIndex: a market's drivers as of now, and who of them is nearest (P5, P6, P8).
 
-A replica of the feed in columns: `table` keeps what is known of each driver,
-`buckets` where it is, `search` finds the nearest, and this module puts them
-together: newest stamp wins, stale drivers are never returned, answers are
-ordered by (distance, driver id) and do not depend on the order in which
-positions arrived. It knows no clock, socket or loop; times are whole ms of the
-feed's clock and given by the caller. Not safe for several threads at once.
+A replica of the feed in columns: `table` keeps what is known of each driver, `tree`
+where it is, `kinds` what drivers have in common; `forward` takes records over and
+`search` finds the nearest, both compiled. This module puts them together: newest stamp
+wins, stale drivers are never returned, answers are ordered by (distance, driver id) and
+do not depend on the order in which positions arrived. It knows no clock, socket or loop;
+times are whole ms of the feed's clock and given by the caller. Not safe for several
+threads at once. `geo.warm` has everything compiled before somebody waits for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from geo.answers import Candidates, candidates_of, fix_of, nearby_of, nearest_pairs, no_candidates
+from geo.answers import Candidates, Found, hundredths, listed, nearby, no_candidates, nobody_found
 from geo.area import Bbox, in_box
-from geo.buckets import Buckets
-from geo.cells import cell_of
-from geo.distance import distance_m, sphere_point_m, sphere_points_m
+from geo.compiled import read_only
+from geo.forward import DONE, NEEDS_KIND, NO_KIND, forward, take_out
+from geo.kinds import DESCRIBED, KIND_AT, Kinds
+from geo.layout import RANK, ROW
 from geo.model import MAX_EXACT_INT, DriverId, Fix, LatLng, Nearby, Removal, Stamp, Where
-from geo.records import PositionBatch, Records
-from geo.scan import Eligible, Scan
-from geo.search import near_all, near_one
-from geo.supply import Supply
-from geo.table import Bools, DriverTable, Slots
+from geo.records import AS_NUMBERS, RECORD, PositionBatch, Records
+from geo.search import UNDECIDED, nearest, nearest_of_each
+from geo.supply import Kind, Supply
+from geo.table import Bools, DriverTable
+from geo.tree import Tree
 
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 EVERYONE: Final = Where()
-AVAILABLE: Final = Where(seats_min=0)
-EXTRA_FOR_EXCLUDED: Final = 8
-
-__all__ = ["Candidates", "DriverIndex"]
+_PACKED_MIN: Final = 512
+__all__ = ["Candidates", "DriverIndex", "Found"]
 
 
 class DriverIndex:
-    """The drivers of one market. `stale_after_ms`: an older fix is never returned."""
+    """The drivers of one market. `stale_after_ms`: an older fix is never returned.
+
+    `resolution` is that of the cells which records name. The index does not depend on cells: a record may name any.
+    """
 
     def __init__(self, *, resolution: int, stale_after_ms: int, capacity: int = 1024) -> None:
-        self._resolution = resolution
+        self.resolution = resolution
         self._stale_after_ms = stale_after_ms
         self._table = DriverTable(max(capacity, 1))
-        self._buckets = Buckets(resolution)
-        self._buckets.reserve_slots(len(self._table.held))
+        self._tree = Tree()
+        self._kinds = Kinds()
+        self._packed = _PACKED_MIN  # how many drivers there were when the tree was last made anew
 
     def __len__(self) -> int:
         return len(self._table)
@@ -62,54 +66,62 @@ class DriverIndex:
 
         Records that are no place on earth, or whose date or stamp is no number, are left out.
         """
-        moved = sum(self._forward(ids, records) for ids, records in _once_each(*_sound(batch)))
+        moved = self._forward(*_sound(batch), loose=False)
         self._remove(batch.removals)
+        if len(self._table) > 2 * self._packed:
+            self._pack()
         return moved
 
     def reset(self, snapshot: PositionBatch) -> None:
         """Replaces everything by the snapshot."""
         self._table.clear(len(snapshot.ids))
-        self._buckets.clear(len(self._table.held), 0)
-        self.apply(snapshot)
+        self._tree.clear()
+        self._kinds = Kinds()
+        self._forward(*_sound(snapshot), loose=True)
+        self._pack()
+        self._remove(snapshot.removals)
+        self._table.ordered()
 
-    def _forward(self, ids: Sequence[DriverId], records: Records) -> int:
-        slots = self._table.slots_of(ids)
-        new = slots < 0
-        forward = new | _is_newer(records, self._table.held.take(np.maximum(slots, 0)))
-        if not forward.all():
-            ids, records = _chosen(ids, records, np.flatnonzero(forward))
-            slots, new = slots[forward], new[forward]
-        moved = ~new
-        moved[moved] = self._table.held["cell"][slots[moved]] != records["cell"][moved]
-        self._buckets.remove(slots[moved])
-        if new.any():
-            slots[new] = self._table.enter([ids[position] for position in np.flatnonzero(new).tolist()])
-            self._buckets.reserve_slots(len(self._table.held))
-        self._place(slots, records, new | moved)
-        return len(ids)
+    def _pack(self) -> None:
+        """A tree made at once is better than one that grew: while drivers double in number, it is made anew."""
+        self._tree.pack(self._table.where, len(self._table))
+        self._packed = max(len(self._table), _PACKED_MIN)
 
-    def _place(self, slots: Slots, records: Records, elsewhere: Bools) -> None:
-        kinds = self._table.write(slots, records)
-        points = sphere_points_m(records["lat"], records["lon"])
-        fix_ms = records["fix_ms"]
-        here = ~elsewhere
-        self._buckets.update(slots[here], points[here], fix_ms[here], kinds[here])
-        self._buckets.add(
-            slots[elsewhere], records["cell"][elsewhere], points[elsewhere], fix_ms[elsewhere], kinds[elsewhere]
-        )
+    def _forward(self, ids: Sequence[DriverId], records: Records, *, loose: bool) -> int:
+        table, tree, known = self._table, self._tree, self._kinds
+        known.tidy()
+        slots, kinds = table.slots_of(ids), np.full(len(ids), NO_KIND, dtype=np.int32)
+        raw = records.tobytes()
+        for place in np.flatnonzero(slots < 0).tolist():
+            slots[place] = table.enter(ids[place])
+            kinds[place] = known.number(_kind_of(raw, place))
+        read, done, moved, why = read_only(records).view(AS_NUMBERS), 0, 0, NEEDS_KIND
+        while why != DONE:
+            why, done, more = forward(
+                tree.node, tree.block, tree.told, table.stamp, table.motion, table.where, known.described,
+                known.drivers, read, slots, kinds, done, loose,
+            )  # fmt: skip
+            moved += more
+            if why == NEEDS_KIND:
+                kinds[done] = known.number(_kind_of(raw, done))
+            elif why != DONE:
+                tree.grow()
+        return moved
 
     def _remove(self, removals: Sequence[Removal]) -> None:
-        gone: dict[DriverId, None] = {}
+        gone: dict[DriverId, int] = {}
         for removal in removals:
             slot = self._table.slot_of(removal.driver_id)
             if slot is not None and self._stamp_at(slot) <= removal.stamp:
-                gone[removal.driver_id] = None
+                gone[removal.driver_id] = slot
         if gone:
-            self._buckets.remove(self._table.leave(list(gone)))
+            tree, slots = self._tree, np.array(list(gone.values()), dtype=np.int32)
+            take_out(tree.node, tree.block, tree.told, self._table.where, self._kinds.drivers, slots)
+            self._table.leave(gone)
 
     def _stamp_at(self, slot: int) -> Stamp:
-        held = self._table.held[slot]
-        return Stamp(int(held["epoch"]), int(held["instance"]), int(held["seq"]))
+        epoch, instance, seq = self._table.stamp[slot].tolist()
+        return Stamp(int(epoch), int(instance), int(seq))
 
     # Asking for the nearest
 
@@ -120,39 +132,26 @@ class DriverIndex:
 
         `limit_m` is inclusive. Raises ValueError for a negative k or a limit that is no number.
         """
+        return nearby(self.nearest_columns(point, k, limit_m=limit_m, where=where, now_ms=now_ms))
+
+    def nearest_columns(
+        self, point: LatLng, k: int, *, limit_m: float = math.inf, where: Where = EVERYONE, now_ms: int
+    ) -> Found:
+        """The same in columns, for who makes something else of them than objects."""
         _check(k, limit_m)
-        if not k or not len(self):
-            return []
-        # A few more than k make up for the excluded; where that is not enough, these are barred beforehand.
-        asked = k + min(len(where.exclude), k + EXTRA_FOR_EXCLUDED)
-        found = self._nearest(point, asked, limit_m, self._eligible(where, now_ms, barring=False))
-        kept = [each for each in found if each[1] not in where.exclude]
-        if len(kept) < k and len(found) == asked:
-            kept = self._nearest(point, k, limit_m, self._eligible(where, now_ms, barring=True))
-        rows = self._table.held.take([slot for _, _, slot in kept[:k]]).tolist()
-        return [
-            nearby_of(driver_id, row, away_m, now_ms) for (away_m, driver_id, _), row in zip(kept, rows, strict=False)
-        ]
-
-    def _nearest(self, point: LatLng, k: int, limit_m: float, eligible: Eligible) -> list[tuple[float, DriverId, int]]:
-        """(distance, driver id, slot) of the k nearest, in that order."""
-        guess_m = self._buckets.guess_m(cell_of(point.lat, point.lon, self._resolution), k)
-        slots = near_one(self._scan(k, limit_m, eligible), sphere_point_m(point), guess_m)
-        held = self._table.held.take(slots)
-        distances = distance_m(point.lat, point.lon, held["lat"], held["lon"]).tolist()
-        numbers = slots.tolist()
-        found = zip(distances, self._table.ids_at(numbers), numbers, strict=True)
-        return sorted(each for each in found if each[0] <= limit_m)[:k]
-
-    def _scan(self, k: int, limit_m: float, eligible: Eligible) -> Scan:
-        return Scan(self._buckets, min(k, len(self)), limit_m, eligible, self._table.thin)
-
-    def _eligible(self, where: Where, now_ms: int, *, barring: bool) -> Eligible:
-        barred = None
-        if barring and where.exclude:
-            barred = np.zeros(len(self._table.held), dtype=np.bool_)
-            barred[self._table.known_slots(where.exclude)] = True
-        return Eligible(now_ms - self._stale_after_ms, self._table.suitable(where), barred)
+        table, tree, suits = self._table, self._tree, self._kinds.suits(where)
+        k = min(k, len(table))
+        if not k or not len(suits):
+            return nobody_found()
+        barred, oldest_ms = table.barred(where.exclude), now_ms - self._stale_after_ms
+        while True:
+            found, floats, whole = nearest(
+                tree.node, tree.block, tree.told, tree.ahead, table.motion, table.where, float(point.lat),
+                float(point.lon), k, float(limit_m), float(oldest_ms), float(now_ms), suits, barred,
+            )  # fmt: skip
+            if found != UNDECIDED:
+                return Found(floats, whole, table.ids, self._kinds.told)
+            table.ordered()  # drivers are equally far of whom some came after ids were last put in order
 
     def candidates(
         self,
@@ -172,94 +171,137 @@ class DriverIndex:
         lats, lons = np.asarray(lats, dtype=np.float64), np.asarray(lons, dtype=np.float64)
         if lats.shape != lons.shape or lats.ndim != 1 or not _on_earth(lats, lons).all():
             raise ValueError("points are two columns of equal length, in [-90, 90] and [-180, 180]")
-        if not len(lats) or not len(self):
+        table, tree, suits = self._table, self._tree, self._kinds.suits(where)
+        if not len(lats) or not len(table) or not len(suits):
             return no_candidates(len(lats))
+        order, k = table.ordered(), min(k, len(table))
         # One more than k is looked for: the nearest that is not listed bounds all of these.
-        scan = self._scan(k + 1, limit_m, self._eligible(where, now_ms, barring=True))
-        point, slots = near_all(scan, sphere_points_m(lats, lons))
-        held = self._table.held
-        distances = distance_m(lats[point], lons[point], held["lat"][slots], held["lon"][slots])
-        near = nearest_pairs(point, distances, k + 1, limit_m)
-        driver_ids, rank = self._by_id(slots[near])
-        return candidates_of(point[near], rank, distances[near], driver_ids, len(lats), k)
-
-    def _by_id(self, slots: Slots) -> tuple[list[DriverId], Array]:
-        """The ids of these slots, sorted and once each, and each slot's place among them."""
-        unique, inverse = np.unique(slots, return_inverse=True)
-        numbers = unique.tolist()
-        ids = self._table.ids_at(numbers)
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        rank = np.empty(len(ids), dtype=np.int32)
-        rank[order] = np.arange(len(ids), dtype=np.int32)
-        return [ids[position] for position in order], rank[inverse]
+        point, ranks, distances, beyond_m = nearest_of_each(
+            tree.node, tree.block, tree.told, tree.ahead, table.where, read_only(lats), read_only(lons), k + 1,
+            min(k + 1, len(table)), float(limit_m), float(now_ms - self._stale_after_ms), suits,
+            table.barred(where.exclude),
+        )  # fmt: skip
+        driver_ids, driver = listed(ranks, order, table.ids)
+        return Candidates(point, driver, distances, driver_ids, beyond_m)
 
     # Asking for one driver, or for all
 
     def held(self, driver_id: DriverId, now_ms: int | None = None) -> Fix | None:
         """The driver's newest fix, stale or not. Its `age_ms` is that at `now_ms`, or 0 where none is given."""
-        slot = self._table.slot_of(driver_id)
+        table, slot = self._table, self._table.slot_of(driver_id)
         if slot is None:
             return None
-        row = self._table.held[slot].tolist()
-        return fix_of(driver_id, row, 0 if now_ms is None else max(now_ms - int(row[0]), 0))
+        row, stamp = int(table.where[slot, ROW]), self._stamp_at(slot)
+        (lat, lon), (heading, speed) = self._tree.points[row].tolist(), table.motion[slot].tolist()
+        vehicle_class, seats, available, tags = self._kinds.told[self._tree.kinds[row]]
+        return Fix(
+            driver_id=driver_id,
+            lat=lat,
+            lon=lon,
+            epoch=stamp.epoch,
+            instance=stamp.instance,
+            seq=stamp.seq,
+            age_ms=0 if now_ms is None else max(now_ms - int(self._tree.dates_ms[row]), 0),
+            vehicle_class=vehicle_class,
+            seats=seats,
+            available=available,
+            heading_deg=hundredths(heading),
+            speed_mps=hundredths(speed),
+            tags=tags,
+        )
+
+    def records_of(self, driver_ids: Sequence[DriverId]) -> Records:
+        """The newest records of these, in their order; without their cells, which the index does not keep (0).
+
+        Raises KeyError for a driver that is not held.
+        """
+        slots = self._table.slots_of(driver_ids)
+        if (slots < 0).any():
+            raise KeyError(driver_ids[int(np.argmin(slots))])
+        rows, records = self._table.where[slots, ROW], np.zeros(len(slots), dtype=RECORD)
+        read = records.view(AS_NUMBERS)
+        read["lat"], read["lon"] = self._tree.points[rows].T
+        read["fix_ms"] = self._tree.dates_ms[rows]
+        read["epoch"], read["instance"], read["seq"] = self._table.stamp[slots].T
+        read["heading"], read["speed"] = self._table.motion[slots].T
+        described = self._kinds.described[self._tree.kinds[rows]]
+        for name in DESCRIBED.names or ():
+            read[name] = described[name]
+        return records
 
     def age_ms(self, driver_id: DriverId, now_ms: int) -> int | None:
         """How old the driver's newest fix is; a fix from the future counts as new."""
         slot = self._table.slot_of(driver_id)
-        return None if slot is None else max(now_ms - int(self._table.held["fix_ms"][slot]), 0)
+        if slot is None:
+            return None
+        return max(now_ms - int(self._tree.dates_ms[self._table.where[slot, ROW]]), 0)
 
     def fresh(self, driver_ids: Sequence[DriverId], now_ms: int) -> list[bool]:
         """Of each, whether it is held and not stale (P5)."""
         slots = self._table.slots_of(driver_ids)
-        dates = self._table.held["fix_ms"][np.maximum(slots, 0)]
-        is_fresh = (slots >= 0) & (dates >= now_ms - self._stale_after_ms)
+        rows = self._table.where[np.maximum(slots, 0), ROW]
+        is_fresh = (slots >= 0) & (self._tree.dates_ms[rows] >= now_ms - self._stale_after_ms)
         return [bool(each) for each in is_fresh]
 
     def fresh_count(self, now_ms: int) -> int:
-        return int(np.count_nonzero(self._table.held["fix_ms"] >= now_ms - self._stale_after_ms))
+        return int(np.count_nonzero(self._tree.dates_ms >= now_ms - self._stale_after_ms))
 
     def supply(self, now_ms: int, exclude: Collection[DriverId] = ()) -> Supply:
         """Everyone fresh and available but these, by id."""
-        table, dates = self._table, self._table.held["fix_ms"]
-        kinds = table.kinds()
-        wanted = np.zeros(len(kinds) + 1, dtype=np.bool_)  # the last one stands for "no kind", -1
-        wanted[[number for number, (_, available) in enumerate(kinds) if available]] = True
-        chosen = wanted[table.kind] & (dates > -np.inf)
-        chosen[table.known_slots(exclude)] = False
-        fresh = dates >= now_ms - self._stale_after_ms
-        slots, stale = np.flatnonzero(chosen & fresh), table.held[np.flatnonzero(chosen & ~fresh)]
-        ids = table.ids_at(slots.tolist())
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        held = table.held.take(slots[order])
+        table, tree, order = self._table, self._tree, self._table.ordered()
+        rows = table.where[order, ROW]
+        kind, dates = tree.kinds[rows], tree.dates_ms[rows]
+        chosen = self._available()[kind]
+        chosen[table.where[table.known_slots(exclude), RANK]] = False
+        is_fresh = dates >= now_ms - self._stale_after_ms
+        fresh, stale = order[chosen & is_fresh], tree.points[rows[chosen & ~is_fresh]]
+        points = tree.points[rows[chosen & is_fresh]]
+        kind, kinds = self._kinds_in(kind[chosen & is_fresh])
         return Supply(
-            driver_ids=[ids[place] for place in order],
-            lat=held["lat"].copy(),
-            lon=held["lon"].copy(),
-            kind=table.kind.take(slots[order]),
-            kinds=[kind for kind, _ in kinds],
-            stale_lat=stale["lat"].copy(),
-            stale_lon=stale["lon"].copy(),
+            driver_ids=list(map(table.ids.__getitem__, fresh.tolist())),
+            lat=points[:, 0].copy(),
+            lon=points[:, 1].copy(),
+            kind=kind,
+            kinds=kinds,
+            stale_lat=stale[:, 0].copy(),
+            stale_lon=stale[:, 1].copy(),
         )
+
+    def _kinds_in(self, kind: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], list[Kind]]:
+        """The kinds that occur, and numbers of them."""
+        told = self._kinds.told
+        occurs = np.bincount(kind, minlength=len(told)) > 0
+        number = np.cumsum(occurs, dtype=np.int32) - 1
+        kinds = [Kind(told[each][0], told[each][1], told[each][3]) for each in np.flatnonzero(occurs).tolist()]
+        return number[kind].astype(np.int32), kinds
+
+    def _available(self) -> Bools:
+        """Of each kind, whether its drivers want work."""
+        return np.array([available for _, _, available, _ in self._kinds.told], dtype=np.bool_)
 
     def available_in(self, box: Bbox, now_ms: int) -> tuple[list[DriverId], Floats, Floats]:
         """Everyone fresh and available within the box, in any order, with latitudes and longitudes."""
-        if not len(self):
-            return [], np.empty(0), np.empty(0)
-        held, kind = self._table.held, self._table.kind
-        chosen = (held["fix_ms"] >= now_ms - self._stale_after_ms) & in_box(box, held["lat"], held["lon"])
-        slots = np.flatnonzero(chosen)
-        slots = slots[self._table.suitable(AVAILABLE)[kind[slots]]]
-        return self._table.ids_at(slots.tolist()), held["lat"][slots], held["lon"][slots]
+        tree = self._tree
+        rows = np.flatnonzero(tree.dates_ms >= now_ms - self._stale_after_ms)
+        rows = rows[self._available()[tree.kinds[rows]]]
+        rows = rows[in_box(box, *tree.points[rows].T)]
+        return [self._table.ids[slot] for slot in tree.slots[rows].tolist()], *tree.points[rows].T
 
     def expire(self, now_ms: int, after_ms: int, *, limit: int = 1000) -> list[Removal]:
         """Removals to publish for drivers whose fix is older than `after_ms`, the oldest `limit` of them.
 
         Nobody is removed here: the feed's removal does that, everywhere.
         """
-        dates = self._table.held["fix_ms"]
-        slots = np.flatnonzero((dates < now_ms - after_ms) & (dates > -np.inf))
-        slots = slots[np.argsort(dates[slots], kind="stable")[:limit]]
+        dates = self._tree.dates_ms
+        rows = np.flatnonzero((dates < now_ms - after_ms) & (dates > -np.inf))
+        slots = self._tree.slots[rows]
+        slots = slots[np.lexsort((slots, dates[rows]))[:limit]]
         return [Removal(self._table.id_at(slot), self._stamp_at(slot)) for slot in slots.tolist()]
+
+
+def _kind_of(raw: bytes, place: int) -> bytes:
+    """The bytes of a record that say its kind."""
+    return raw[place * RECORD.itemsize + KIND_AT : (place + 1) * RECORD.itemsize]
 
 
 def _check(k: int, limit_m: float) -> None:
@@ -282,26 +324,6 @@ def _sound(batch: PositionBatch) -> tuple[Sequence[DriverId], Records]:
     sound = _on_earth(records["lat"], records["lon"]) & np.isfinite(records["fix_ms"])
     for name in ("epoch", "instance", "seq"):
         sound &= np.abs(records[name]) <= MAX_EXACT_INT
-    return (ids, records) if sound.all() else _chosen(ids, records, np.flatnonzero(sound))
-
-
-def _chosen(ids: Sequence[DriverId], records: Records, positions: Array) -> tuple[list[DriverId], Records]:
-    return [ids[position] for position in positions.tolist()], records[positions]
-
-
-def _once_each(ids: Sequence[DriverId], records: Records) -> Iterator[tuple[Sequence[DriverId], Records]]:
-    """The batch in parts in which no driver stands twice: one part, unless a publisher erred."""
-    if len(set(ids)) == len(ids):
-        yield ids, records
-        return
-    for position in range(len(ids)):
-        yield ids[position : position + 1], records[position : position + 1]
-
-
-def _is_newer(records: Records, held: Records) -> Bools:
-    """Stamps compare as (epoch, instance, seq)."""
-    newer = records["seq"] > held["seq"]
-    for name in ("instance", "epoch"):
-        ours, theirs = records[name], held[name]
-        newer = (ours > theirs) | ((ours == theirs) & newer)
-    return newer
+    if sound.all():
+        return ids, records
+    return [ids[place] for place in np.flatnonzero(sound).tolist()], records[sound]

@@ -88,9 +88,9 @@ class Removal:
     stamp: Stamp
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Nearby:
-    """A driver found near a point, with what the index knows of it."""
+    """A driver found near a point, with what the index knows of it. Not frozen, as a Fix is not and for its reason."""
 
     driver_id: DriverId
     lat: float

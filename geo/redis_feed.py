@@ -21,13 +21,14 @@ from geo.feed import (
     SWEEP_EVERY_S,
     TOMBSTONE_MS,
     FeedUnavailable,
+    Fixes,
     Published,
-    pack,
     parts_of,
     sweep_wait_s,
 )
 from geo.index import DriverIndex
-from geo.model import DriverId, Fix, MarketId, Removal
+from geo.model import DriverId, MarketId, Removal
+from geo.records import PositionBatch
 from geo.redis_link import RedisClock, RedisFaults, backoff_s, call, call_all, connect, reason_of
 from geo.redis_scripts import (
     Keys,
@@ -93,26 +94,25 @@ class RedisFeed:
     def now_ms(self) -> int:
         return self.clock.now_ms()
 
-    async def publish(self, market: MarketId, fixes: Sequence[Fix], removals: Sequence[Removal] = ()) -> Published:
+    async def publish(self, market: MarketId, fixes: Fixes, removals: Sequence[Removal] = ()) -> Published:
         if self._closed:
             raise FeedUnavailable("the feed is closed")
         keys = Keys.of(market, self.resolution)
         applied, outdated = 0, dict[DriverId, None]()
-        for some_fixes, some_removals in parts_of(fixes, removals):
-            reply = await self._publish_part(keys, some_fixes, some_removals)
+        sent_ms = self.now_ms() if self.clock.is_set else None  # ages are those of now, whenever a part's turn comes
+        for part in parts_of(fixes, removals, self.resolution):
+            reply = await self._publish_part(keys, part, sent_ms)
             applied += reply.applied
             outdated.update(dict.fromkeys(reply.outdated))
         return Published(applied, tuple(outdated))
 
-    async def _publish_part(self, keys: Keys, fixes: Sequence[Fix], removals: Sequence[Removal]) -> PublishReply:
-        batch = pack(fixes, self.resolution, 0)
-        batch.removals = removals
+    async def _publish_part(self, keys: Keys, part: PositionBatch, sent_ms: int | None) -> PublishReply:
         script_keys, args = publish_call(
             keys,
-            batch,
+            part,
             new_generation=secrets.token_hex(8),
             token=secrets.token_hex(8),
-            sent_ms=self.now_ms() if self.clock.is_set else None,
+            sent_ms=sent_ms,
             stream_length_max=self._stream_length_max,
             tombstone_ms=self._tombstone_ms,
         )
@@ -122,7 +122,7 @@ class RedisFeed:
                 answer = await self.scripts.publish.run(self._client, script_keys, args)
         except RedisFaults as fault:
             raise FeedUnavailable(reason_of(fault)) from fault
-        reply = read_publish_reply(answer, fixes, removals)
+        reply = read_publish_reply(answer, part)
         self.clock.measured(reply.now_ms + 1, before_ms, self.clock.monotonic_ms())
         return reply
 

@@ -39,7 +39,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from geo.model import DriverId, Fix, MarketId, Removal, Stamp
+from geo.model import DriverId, MarketId, Removal, Stamp
 from geo.records import RECORD, PositionBatch
 from geo.redis_link import Script
 from geo.replica import NOTHING, Head, SequencedBatch
@@ -114,10 +114,10 @@ class PublishReply:
     outdated: tuple[DriverId, ...]
 
 
-def read_publish_reply(reply: Any, fixes: Sequence[Fix], removals: Sequence[Removal]) -> PublishReply:
+def read_publish_reply(reply: Any, part: PositionBatch) -> PublishReply:
     _generation, _n, now_ms, applied, outdated = reply
-    many = len(fixes)
-    ids = (fixes[i].driver_id if i < many else removals[i - many].driver_id for i in outdated)
+    many = len(part.ids)
+    ids = (part.ids[i] if i < many else part.removals[i - many].driver_id for i in outdated)
     return PublishReply(int(now_ms), int(applied), tuple(dict.fromkeys(ids)))
 
 

@@ -1,39 +1,32 @@
-"""What is known of each driver: its id, its newest record and what kind of driver it is.
+"""What is known of each driver beside its place in the tree: its id, stamp, coordinates and motion, by slot.
 
-A driver has a slot, a small integer that stays its own until it is removed;
-then another may take it. A *kind* is a small integer for one combination of
-vehicle class, seats, availability and tags: few exist at a time, so that a search
-tests a driver against a `Where` with one look-up. The number of a kind that no
-driver is of any more goes to the next new one: however often drivers change, the
-drivers there are bound the kinds (P10).
+A driver has a slot, a small integer that stays its own until it is removed; then another may take it.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from geo.model import DriverId, Where
-from geo.records import CLASS_BYTES_MAX, FLAG_AVAILABLE, RECORD, Records
-from geo.supply import Kind
+from geo.layout import RANK, ROW
+from geo.model import DriverId
+from geo.order import Slots, with_newcomers
 
-Slots = npt.NDArray[np.int32]
+NOWHERE: Final = -1
+
 Bools = npt.NDArray[np.bool_]
-
-#: A record's last bytes: seats, flags, class and tags, which decide its kind.
-_KIND_AT: Final[int] = RECORD.fields["seats"][1]  # type: ignore[index]
-_KIND: Final = struct.Struct(f"<BB{CLASS_BYTES_MAX}sI")
-_WHERES_KEPT: Final = 64
+Array = npt.NDArray[Any]
 
 
 class DriverTable:
-    """Drivers by slot. A free slot's record is dated minus infinity, so that it never counts as fresh."""
+    """Drivers by slot. Columns: `stamp`, `motion` (hundredths), `where` (see geo.layout).
+
+    A driver is in the table before it is in the tree, and leaves the tree before the table.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -41,17 +34,17 @@ class DriverTable:
 
     def clear(self, drivers: int) -> None:
         """Forgets everyone and makes room for so many."""
-        self.held: Records = np.zeros(max(drivers, self._capacity), dtype=RECORD)
-        self.held["fix_ms"] = -np.inf
-        self.kind = np.full(len(self.held), -1, dtype=np.int32)
+        size = max(drivers, self._capacity)
+        self.stamp = np.zeros((size, 3), dtype=np.float64)
+        self.motion = np.zeros((size, 2), dtype=np.uint16)
+        self.where = np.full((size, 2), NOWHERE, dtype=np.int32)
         self._slot_of: dict[DriverId, int] = {}
         self._ids: list[DriverId | None] = []
         self._free: list[int] = []
-        self._kinds: dict[bytes, int] = {}
-        self._descriptions: list[bytes] = []  # by kind
-        self._drivers_of: list[int] = []  # how many are of a kind
-        self._unused_kinds: list[int] = []
-        self._suitable: dict[tuple[frozenset[str] | None, int, bool, int], Bools] = {}
+        self._order = np.empty(0, dtype=np.int32)
+        self._is_ordered = True
+        self._bars: Collection[DriverId] = ()
+        self._barred: Bools | None = None
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -60,9 +53,8 @@ class DriverTable:
         return self._slot_of.get(driver_id)
 
     def slots_of(self, driver_ids: Sequence[DriverId]) -> Slots:
-        """Slots in the order of the ids, -1 for who is unknown."""
-        get = self._slot_of.get
-        return np.array([get(driver_id, -1) for driver_id in driver_ids], dtype=np.int32)
+        """Slots in the order of the ids, NOWHERE for who is unknown."""
+        return np.fromiter(map(self._slot_of.get, driver_ids, repeat(NOWHERE)), np.int32, len(driver_ids))
 
     def known_slots(self, driver_ids: Iterable[DriverId]) -> Slots:
         """Slots of those that are held, in any order."""
@@ -74,139 +66,79 @@ class DriverTable:
         assert driver_id is not None, "a slot in use has a driver"
         return driver_id
 
-    def ids_at(self, slots: Sequence[int]) -> list[DriverId]:
-        ids = self._ids
-        return [ids[slot] for slot in slots]  # type: ignore[misc]
+    @property
+    def ids(self) -> Sequence[DriverId]:
+        """Ids by slot; those of free slots are none."""
+        return self._ids  # type: ignore[return-value]
 
-    def enter(self, driver_ids: Sequence[DriverId]) -> Slots:
-        """Gives a slot to each of these; none of them has one."""
-        slots = [self._enter(driver_id) for driver_id in driver_ids]
-        if len(self._ids) > len(self.held):
-            self._grow()
-        return np.array(slots, dtype=np.int32)
+    # Coming and leaving
 
-    def _enter(self, driver_id: DriverId) -> int:
+    def enter(self, driver_id: DriverId) -> int:
+        """The driver's slot, which may be new."""
+        slot = self._slot_of.get(driver_id)
+        if slot is not None:
+            return slot
         if self._free:
             slot = self._free.pop()
             self._ids[slot] = driver_id
         else:
             slot = len(self._ids)
             self._ids.append(driver_id)
+            if slot == len(self.where):
+                self._grow()
         self._slot_of[driver_id] = slot
+        self._is_ordered = False
+        if self._barred is not None:
+            self._barred[slot] = driver_id in self._bars
         return slot
 
     def _grow(self) -> None:
-        used = len(self.held)
-        size = max(len(self._ids), 2 * used)
-        larger = np.zeros(size, dtype=RECORD)
-        larger[:used], larger["fix_ms"][used:] = self.held, -np.inf
-        kind = np.full(size, -1, dtype=np.int32)
-        kind[:used] = self.kind
-        self.held, self.kind = larger, kind
+        """A quarter more slots."""
+        size = len(self.where) + len(self.where) // 4 + 16
+        for name in ("stamp", "motion", "where"):
+            old: Array = getattr(self, name)
+            larger = np.zeros((size, *old.shape[1:]), dtype=old.dtype)
+            larger[: len(old)] = old
+            setattr(self, name, larger)
+        self.where[len(self._ids) - 1 :] = NOWHERE
+        if self._barred is not None:
+            self._barred = np.concatenate([self._barred, np.zeros(size - len(self._barred), dtype=np.bool_)])
 
-    def leave(self, driver_ids: Sequence[DriverId]) -> Slots:
+    def leave(self, driver_ids: Iterable[DriverId]) -> None:
         """Takes the slots of these away; all of them have one."""
-        left = [self._slot_of.pop(driver_id) for driver_id in driver_ids]
-        for slot in left:
+        for driver_id in driver_ids:
+            slot = self._slot_of.pop(driver_id)
             self._ids[slot] = None
-        self._free.extend(left)
-        slots = np.array(left, dtype=np.int32)
-        self.held["fix_ms"][slots] = -np.inf
-        kinds = self.kind[slots].tolist()
-        self.kind[slots] = -1
-        self._release(kinds)
-        return slots
+            self._free.append(slot)
+            self.where[slot] = NOWHERE
+        self._is_ordered = False
 
-    def write(self, slots: Slots, records: Records) -> Slots:
-        """Keeps these records. Returns the drivers' kinds."""
-        old, new = _kind_bytes(self.held.take(slots)), _kind_bytes(records)
-        changed = np.flatnonzero((old != new).any(axis=1) | (self.kind.take(slots) < 0))
-        self.held[slots] = records
-        if len(changed):
-            before = self.kind[slots[changed]].tolist()
-            self.kind[slots[changed]] = [self._join(each.tobytes()) for each in new[changed]]
-            self._release(before)
-        return self.kind.take(slots)
+    # Order and exclusion
 
-    def _join(self, description: bytes) -> int:
-        """The kind of this description, with one driver more."""
-        kind = self._kinds.get(description)
-        if kind is None:
-            kind = self._kinds[description] = self._new_kind()
-            self._descriptions[kind] = description
-            self._suitable.clear()
-        self._drivers_of[kind] += 1
-        return kind
+    def ordered(self) -> Slots:
+        """All slots in use, in the order of their ids; each driver's rank is its place there."""
+        if not self._is_ordered:
+            rank = self.where[:, RANK]
+            kept = self._order[rank[self._order] == np.arange(len(self._order))]
+            newcomers = np.flatnonzero((rank < 0) & (self.where[:, ROW] >= 0)).astype(np.int32)
+            self._order = with_newcomers(kept, newcomers, self._ids)
+            rank[self._order] = np.arange(len(self._order))
+            self._is_ordered = True
+        return self._order
 
-    def _new_kind(self) -> int:
-        if self._unused_kinds:
-            return self._unused_kinds.pop()
-        self._descriptions.append(b"")
-        self._drivers_of.append(0)
-        return len(self._descriptions) - 1
+    def barred(self, driver_ids: Collection[DriverId]) -> Bools:
+        """Per slot, whether its driver is one of these; empty for nobody.
 
-    def _release(self, kinds: Sequence[int]) -> None:
-        """One driver less of each of these; those without any become free."""
-        for kind in kinds:
-            if kind >= 0:
-                self._drivers_of[kind] -= 1
-                if not self._drivers_of[kind]:
-                    del self._kinds[self._descriptions[kind]]
-                    self._unused_kinds.append(kind)
-
-    def kinds(self) -> list[tuple[Kind, bool]]:
-        """By number, what each kind is and whether its drivers are available; unused numbers have some kind too."""
-        return [_kind_of(description) if description else (Kind("", 0, 0), False) for description in self._descriptions]
-
-    def suitable(self, where: Where) -> Bools:
-        """Per kind, whether its drivers meet the condition (leaving `exclude` aside)."""
-        key = (where.vehicle_classes, where.seats_min, where.available_only, where.tags)
-        found = self._suitable.get(key)
-        if found is None:
-            if len(self._suitable) >= _WHERES_KEPT:
-                self._suitable.clear()
-            found = np.array([_meets(description, where) for description in self._descriptions], dtype=np.bool_)
-            self._suitable[key] = found
-        return found
-
-    def thin(self, slots: Slots, k: int) -> Bools:
-        """Which of these to keep so that of each crowd on exactly one spot the `k` smallest ids remain.
-
-        From any point all of a crowd are equally far, so nobody else of it can be among the k nearest.
+        Kept for as long as the same collection is asked for, which must not change: who are engaged is read
+        once for many searches.
         """
-        records = self.held.take(slots)
-        order = np.lexsort((records["lon"], records["lat"]))
-        lat, lon = records["lat"][order], records["lon"][order]
-        breaks = np.flatnonzero((lat[1:] != lat[:-1]) | (lon[1:] != lon[:-1])) + 1
-        keep = np.ones(len(slots), dtype=np.bool_)
-        bounds = [0, *breaks.tolist(), len(slots)]
-        for begin, end in itertools.pairwise(bounds):
-            if end - begin > k:
-                crowd = order[begin:end]
-                names = self.ids_at(slots[crowd].tolist())
-                last = heapq.nsmallest(k, names)[-1]
-                keep[crowd] = [name <= last for name in names]
-        return keep
+        if not driver_ids:
+            return _NOBODY
+        if self._barred is None or self._bars is not driver_ids:
+            self._barred = np.zeros(len(self.where), dtype=np.bool_)
+            self._barred[self.known_slots(driver_ids)] = True
+            self._bars = driver_ids
+        return self._barred
 
 
-def _kind_bytes(records: Records) -> npt.NDArray[np.uint8]:
-    raw: npt.NDArray[Any] = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
-    return raw[:, _KIND_AT:]
-
-
-def _kind_of(description: bytes) -> tuple[Kind, bool]:
-    seats, flags, vehicle_class, tags = _KIND.unpack(description)
-    return Kind(vehicle_class.rstrip(b"\0").decode(errors="replace"), seats, tags), bool(flags & FLAG_AVAILABLE)
-
-
-def _meets(description: bytes, where: Where) -> bool:
-    seats, flags, vehicle_class, tags = _KIND.unpack(description)
-    return (
-        seats >= where.seats_min
-        and tags & where.tags == where.tags
-        and (not where.available_only or bool(flags & FLAG_AVAILABLE))
-        and (
-            where.vehicle_classes is None
-            or vehicle_class.rstrip(b"\0").decode(errors="replace") in where.vehicle_classes
-        )
-    )
+_NOBODY: Final = np.zeros(0, dtype=np.bool_)

@@ -255,6 +255,34 @@ def test_updates_and_removals_in_any_order_leave_what_a_dictionary_holds(data: s
 
 
 @settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), step=st.sampled_from([1e-6, 1e-4, 0.003, 0.05, 5.0]))
+def test_thousands_that_drive_leave_and_return_are_found_exactly(seed: int, step: float) -> None:
+    """The tree is cut, its nodes join, shrink and are packed, and every answer stays the one of brute force."""
+    rng = np.random.default_rng(seed)
+    n = 3000
+    index = DriverIndex(resolution=8, stale_after_ms=STALE_MS, capacity=1)
+    records = np.zeros(n, dtype=RECORD)
+    records["fix_ms"], records["flags"], records["vehicle_class"] = NOW_MS, 1, b"standard"
+    ids = [DriverId(f"d{number}") for number in rng.permutation(n)]
+    place, held = np.array([65.0, 179.99]) + rng.normal(0, 0.02, (n, 2)), np.zeros(n, dtype=np.bool_)
+    for turn in range(1, 9):
+        moving = rng.choice(n, rng.integers(1, n), replace=False)
+        place[moving] += rng.normal(0, step, (len(moving), 2))
+        records["lat"], records["lon"] = np.clip(place[:, 0], -90, 90), (place[:, 1] + 180) % 360 - 180
+        records["seq"][moving], records["seats"][moving] = turn, rng.integers(1, 5, len(moving))
+        leaving = rng.choice(n, n // 2 if turn == 5 else n // 10, replace=False)
+        removals = [Removal(ids[number], Stamp(9, 9, 9)) for number in leaving.tolist()]
+        index.apply(PositionBatch([ids[number] for number in moving.tolist()], records[moving], removals))
+        held[moving], held[leaving] = True, False
+        if turn % 2 == 0:
+            present = np.flatnonzero(held)
+            whole = PositionBatch([ids[number] for number in present.tolist()], records[present])
+            chosen = rng.integers(0, n, 6)
+            points = [LatLng(*each) for each in zip(records["lat"][chosen], records["lon"][chosen], strict=True)]
+            check(index, whole, points, int(rng.choice([1, 10, 60])), Where(seats_min=2), math.inf)
+
+
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_fleet_that_drives_around_for_long_stays_exact(seed: int) -> None:
     """Buckets come and go, runs are packed anew, and what a walk left behind is in nobody's way."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from geo.cells import cell_of
-from geo.feed import FIXES_A_CALL_MAX, pack, parts_of
-from geo.model import DriverId, Removal, Stamp
+from geo.feed import FIXES_A_CALL_MAX, InProcessFeed, LocalFollower, pack, parts_of
+from geo.model import DriverId, MarketId, Removal, Stamp
 from geo.records import UNKNOWN_U16
-from tests.feeds import RESOLUTION, fix
+from tests.feeds import RESOLUTION, fix, index
 
 NOW = 1_700_000_000_000
 
@@ -58,6 +59,18 @@ def test_what_a_record_cannot_hold_is_refused_by_the_driver_s_name(wrong: dict[s
         pack([replace(fix("d-1"), **wrong)], RESOLUTION, NOW)  # type: ignore[arg-type]
 
 
+async def test_a_part_that_waits_for_its_turn_is_no_younger_for_it() -> None:
+    """P5: ages are those at the hand-over."""
+    seconds = itertools.count()
+    feed = InProcessFeed(RESOLUTION, clock=lambda: next(seconds) * 1000.0)
+    market = MarketId("m")
+    await feed.publish(market, [fix(f"d-{i}", age_ms=250) for i in range(2 * FIXES_A_CALL_MAX + 1)])
+    drivers = index()
+    feed.attach(market, LocalFollower(feed, market, drivers))
+    assert len(drivers) == 2 * FIXES_A_CALL_MAX + 1
+    assert len({drivers.age_ms(DriverId(f"d-{i}"), 10_000_000) for i in range(2 * FIXES_A_CALL_MAX + 1)}) == 1
+
+
 def test_nothing_packs_to_nothing() -> None:
     assert len(pack([], RESOLUTION, NOW).records) == 0
 
@@ -67,10 +80,12 @@ def test_nothing_packs_to_nothing() -> None:
 )
 def test_a_publication_is_cut_into_parts_of_bounded_size(fixes: int, removals: int, parts: int) -> None:
     """P10"""
-    cut = parts_of(
-        [fix(f"d-{i}") for i in range(fixes)], [Removal(DriverId(f"r-{i}"), Stamp(1, 1, 1)) for i in range(removals)]
-    )
-    assert len(cut) == parts
-    assert all(len(some) <= FIXES_A_CALL_MAX and len(gone) <= FIXES_A_CALL_MAX for some, gone in cut)
-    assert sum(len(some) for some, _ in cut) == fixes
-    assert sum(len(gone) for _, gone in cut) == removals
+    given = [fix(f"d-{i}") for i in range(fixes)]
+    gone = [Removal(DriverId(f"r-{i}"), Stamp(1, 1, 1)) for i in range(removals)]
+    for handed_over in (given, pack(given, RESOLUTION, 0)):
+        cut = parts_of(handed_over, gone, RESOLUTION)
+        assert len(cut) == parts
+        assert all(len(each.ids) <= FIXES_A_CALL_MAX and len(each.removals) <= FIXES_A_CALL_MAX for each in cut)
+        assert [driver_id for each in cut for driver_id in each.ids] == [each.driver_id for each in given]
+        assert all(len(each.records) == len(each.ids) for each in cut)
+        assert sum(len(each.removals) for each in cut) == removals

@@ -14,7 +14,6 @@ from geo.index import DriverIndex
 from geo.model import DriverId, Fix, LatLng, Removal, Stamp, Where
 from geo.records import RECORD, PositionBatch
 from geo.supply import Kind
-from geo.table import DriverTable
 
 RESOLUTION = 8
 STALE_MS = 30_000
@@ -240,17 +239,29 @@ class TestWhere:
         assert held.tags == 0b010
 
     def test_drivers_that_change_again_and_again_fill_no_memory(self) -> None:
-        """P10: the number of a kind that nobody is of any more goes to the next new one."""
-        table = DriverTable(2)
-        first, other = table.enter([DriverId("first"), DriverId("other")]).tolist()
+        """P10: the number of a kind that nobody is of any more goes to a new one."""
+        index = index_of(fix("first"), fix("other"))
         for turn in range(600):
-            slots = np.array([first, other], dtype=np.int32)
-            kinds = table.write(slots, batch(fix("first", tags=turn), fix("other", tags=turn // 100)).records)
-            assert table.suitable(Where(tags=turn))[kinds].tolist() == [True, turn == 0]
-        table.leave([DriverId("first"), DriverId("other")])
-        [again] = table.enter([DriverId("first")]).tolist()
-        table.write(np.array([again], dtype=np.int32), batch(fix("first", tags=7)).records)
-        assert len(table.suitable(ANYONE)) <= 4
+            index.apply(batch(fix("first", tags=turn, seq=turn + 2), fix("other", tags=turn // 100, seq=turn + 2)))
+            assert "first" in names(index, 10, Where(tags=turn))
+            assert len(names(index)) == 2
+            assert names(index, 10, Where(tags=1 << 20)) == []
+        assert len(index._kinds.told) <= 40
+        index.apply(batch(removals=[removal("other", seq=999)]))
+        assert [kind.tags for kind in index.supply(NOW_MS).kinds] == [599]
+
+    def test_who_is_left_out_may_change_from_search_to_search(self) -> None:
+        index = index_of(fix("a"), fix("b", 40.751), fix("c", 40.752))
+        some, others = frozenset({DriverId("a"), DriverId("d")}), frozenset({DriverId("b")})
+        for _ in range(2):
+            assert names(index, 5, Where(exclude=some)) == ["b", "c"]
+            assert names(index, 5, Where(exclude=others)) == ["a", "c"]
+            assert names(index, 5) == ["a", "b", "c"]
+        assert names(index, 5, Where(exclude=some)) == ["b", "c"]
+        index.apply(batch(fix("d"), *(fix(f"e{n}", 40.76) for n in range(3000)), removals=[removal("a")]))
+        assert names(index, 3, Where(exclude=some)) == ["b", "c", "e0"]
+        index.reset(batch(fix("a"), fix("d"), fix("f")))
+        assert names(index, 5, Where(exclude=some)) == ["f"]
 
     def test_many_excluded_neighbours_do_not_hide_the_next(self) -> None:
         index = index_of(*(fix(f"d{n:04d}", 40.75 + n * 1e-6) for n in range(2000)))
@@ -380,6 +391,32 @@ class TestOrder:
         assert listed[:12] == [f"d{n:04d}" for n in range(12)]
         assert listed[12:24] == ["near", *(f"d{n:04d}" for n in range(11))]
         assert (found.beyond_m[:2] == found.distance_m[[11, 23]]).all()
+
+    def test_newcomers_on_a_crowded_spot_are_told_in_the_order_of_their_ids(self) -> None:
+        index = index_of(*(fix(f"d{n}") for n in (5, 3, 8)))
+        for late in ("d4", "a", "d9"):
+            index.apply(batch(fix(late)))
+            assert names(index, 2) == sorted([each for each in ("d3", "d4", "a", "d5") if each in index])[:2]
+        index.apply(batch(removals=[removal("d3")]))
+        assert names(index) == ["a", "d4", "d5", "d8", "d9"]
+
+    @pytest.mark.parametrize("k", [11, 400, 700])
+    def test_those_about_as_far_as_the_last_are_told_apart_by_their_full_distances(self, k: int) -> None:
+        """P8: hundreds within a few millimetres, closer than the tree's own places tell them apart."""
+        places = {f"d{n * 7 % 900:03d}": (40.75 + (n // 2) * 1e-9, -73.98) for n in range(900)}
+        index = index_of(*(fix(name, *place) for name, place in places.items()))
+        expected = sorted((float(distance_m(40.7499, -73.98, *place)), name) for name, place in places.items())
+        found = index.nearest(LatLng(40.7499, -73.98), k, now_ms=NOW_MS)
+        assert [(each.distance_m, each.driver_id) for each in found] == expected[:k]
+
+    def test_records_can_be_had_again_but_for_their_cells(self) -> None:
+        made = [fix("b", heading_deg=1.5, tags=TOP_TAG, seq=4), fix("a", 40.76, age_ms=70, vehicle_class="a" * 12)]
+        asked = batch(*reversed(made))
+        found = index_of(*made).records_of(asked.ids)
+        asked.records["cell"] = 0
+        assert found.tobytes() == asked.records.tobytes()
+        with pytest.raises(KeyError, match="unknown"):
+            index_of(*made).records_of([DriverId("a"), DriverId("unknown")])
 
     def test_an_answer_tells_all_that_is_known(self) -> None:
         told = fix("d", 40.751, -73.981, heading_deg=271.25, speed_mps=12.5, age_ms=3_000, vehicle_class="xl", seats=6)
