@@ -7,6 +7,7 @@ requests with an identity.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import time
@@ -16,14 +17,14 @@ from typing import Protocol
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from multidict import istr
 
 from api.auth import Authenticator
 from api.errors import Problem, problem_of, retry_later
 from api.limits import Gauge
 from api.listener import Lobby
-from api.ops import Readiness
 from api.security import authenticate
-from api.telemetry import Metrics
+from api.telemetry import REQUEST_ID, Metrics
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -32,6 +33,10 @@ API_PREFIX = "/v1/"
 #: These last as long as their client likes; they are bounded as sockets, not as requests.
 LONG_LIVED = ("/stream", "/events")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID_HEADER = istr("X-Request-Id")
+_NUMBER_MAX = 2**64 - 1
+#: Of requests that bring no id. They only have to differ, between processes too: counted from a number that was drawn.
+_NUMBERS = itertools.count(secrets.randbits(64))
 
 
 class HasRoutes(Protocol):
@@ -39,13 +44,13 @@ class HasRoutes(Protocol):
 
 
 class Gate:
-    """The middleware."""
+    """The middleware. `refusing` says why no request is taken, a problem's code; None while they are."""
 
     def __init__(
         self,
         *,
         authenticator: Authenticator,
-        readiness: Callable[[], Readiness],
+        refusing: Callable[[], str | None],
         requests: Gauge,
         lobby: Lobby,
         metrics: Metrics,
@@ -53,7 +58,7 @@ class Gate:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._authenticator = authenticator
-        self._readiness = readiness
+        self._refusing = refusing
         self._requests = requests
         self._lobby = lobby
         self._metrics = metrics
@@ -62,8 +67,8 @@ class Gate:
 
     def middleware(self) -> Middleware:
         @web.middleware
-        async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
-            return await self.pass_through(request, handler)
+        def gate(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+            return self.pass_through(request, handler)
 
         return gate
 
@@ -71,7 +76,7 @@ class Gate:
         started_s = self._clock()
         self._lobby.leave(request.protocol)
         request_id = _request_id(request)
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        REQUEST_ID.set(request_id)
         try:
             response = await self._answer(request, handler)
         except Exception as error:  # noqa: BLE001 - the one place where every exception becomes an answer
@@ -82,7 +87,7 @@ class Gate:
             if response.headers.get("Connection") == "close":
                 response.force_close()
         if not response.prepared:
-            response.headers["X-Request-Id"] = request_id
+            response.headers[_ID_HEADER] = request_id
         self._observe(request, response, self._clock() - started_s)
         return response
 
@@ -99,10 +104,10 @@ class Gate:
             return await handler(request)
 
     def _check_ready(self) -> None:
-        readiness = self._readiness()
-        if readiness.state in ("draining", "starting"):
-            problem = retry_later(readiness.state, "another process answers, or this one in a moment")
-            if readiness.state == "draining":
+        state = self._refusing()
+        if state is not None:
+            problem = retry_later(state, "another process answers, or this one in a moment")
+            if state == "draining":
                 problem.headers["Connection"] = "close"
             raise problem
 
@@ -116,7 +121,7 @@ class Gate:
 
     def _observe(self, request: web.Request, response: web.StreamResponse, taken_s: float) -> None:
         if not request.path.endswith(LONG_LIVED):
-            self._metrics.requests.labels(_method(request), route_of(request), str(response.status)).observe(taken_s)
+            self._metrics.requests.add(_method(request), route_of(request), str(response.status), seconds=taken_s)
         if self._logs_access:
             # The route, not the path: a query may hold a place, and a place is nobody's business.
             log.info("request", method=request.method, route=route_of(request), status=response.status, s=taken_s)
@@ -144,8 +149,8 @@ def _has_left(request: web.BaseRequest) -> bool:
 
 
 def _request_id(request: web.BaseRequest) -> str:
-    given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    given = request.headers.get(_ID_HEADER, "")
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{next(_NUMBERS) & _NUMBER_MAX:016x}"
 
 
 def build_app(gate: Gate, parts: Sequence[HasRoutes]) -> web.Application:

@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 import msgspec
@@ -28,6 +28,7 @@ from api import schema, schema_webhooks
 from api.client_driver import DriverClient, DriverSocket
 from api.client_events import SILENT_S_MAX, Event, follow
 from api.client_http import Answer, ApiError, Backoff, GaveUp, ProblemOut, Retry, repeated
+from api.schema_nearby import NearbyMany
 from api.schema_operator import AssignRequest, BecauseRequest, MarketOut, MarketPage, PauseRequest, ReleaseRequest
 from api.schema_rides import RideDetailOut
 from api.webhook_signature import verify_signature
@@ -196,6 +197,28 @@ class DispatchClient:
             params["limit_m"] = repr(limit_m)
         return (await self._call("GET", "/v1/drivers/nearby", params=params)).decode(schema.NearbyPage).items
 
+    async def nearby_many(
+        self,
+        points: Sequence[tuple[float, float]],
+        *,
+        k: int = 10,
+        limit_m: float | None = None,
+        vehicle_class: str | None = None,
+        seats: int = 1,
+        tags: Sequence[str] = (),
+        idle: bool = True,
+        market: str | None = None,
+    ) -> NearbyMany:
+        """The drivers near each of these places (latitude, longitude) in one call; `near(i)` lists those of the i-th.
+
+        A place that cannot be asked for has no drivers, and `errors` say why.
+        """
+        wish: dict[str, Any] = {"k": k, "seats": seats, "tags": list(tags), "idle": idle}
+        given = {"limit_m": limit_m, "class": vehicle_class, "market": market}
+        wish |= {name: value for name, value in given.items() if value is not None}
+        wish["points"] = [{"lat": lat, "lon": lon} for lat, lon in points]
+        return (await self._call("POST", "/v1/drivers/nearby", body=wish)).decode(NearbyMany)
+
     async def put_driver(self, driver_id: str, driver: schema.DriverRequest) -> schema.DriverOut:
         return (await self._call("PUT", f"/v1/drivers/{driver_id}", body=driver)).decode(schema.DriverOut)
 
@@ -296,7 +319,7 @@ class DispatchClient:
         path: str,
         *,
         params: Mapping[str, str] | None = None,
-        body: msgspec.Struct | None = None,
+        body: msgspec.Struct | Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         deadline_s: float | None = None,
     ) -> Answer:

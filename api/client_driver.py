@@ -219,7 +219,8 @@ class DriverClient:
                 if refusal.status not in RETRIED_STATUSES:
                     raise
                 self._listener.on_lost(str(refusal))
-                wait_s += refusal.retry_after_s
+                # Everybody who was refused with us was told the same time: do not come back with all of them.
+                wait_s += self._rng.uniform(1.0, 2.0) * refusal.retry_after_s
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 self._abandoned = True
                 self._listener.on_lost(f"{type(error).__name__}: {error}")

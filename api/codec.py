@@ -11,10 +11,11 @@ import hashlib
 import math
 import re
 from collections.abc import Collection
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from api.errors import Problem, from_validation, invalid
 
@@ -24,6 +25,9 @@ _MSGPACK_NAMES = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.m
 DEPTH_MAX = 8
 _INT_MAX = 2**63 - 1
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+
+_TO_JSON: Final = msgspec.json.Encoder()
+_TO_MSGPACK: Final = msgspec.msgpack.Encoder()
 
 T = TypeVar("T")
 
@@ -60,9 +64,13 @@ def speaks_msgpack(request: web.BaseRequest) -> bool:
 
 def wants_msgpack(request: web.BaseRequest) -> bool:
     """Whether msgpack is what the client would rather have; anything unknown is answered in JSON."""
-    accept = request.headers.get("Accept", "")
-    if "msgpack" not in accept:
-        return False
+    accept = request.headers.get(hdrs.ACCEPT, "")
+    return "msgpack" in accept and _prefers_msgpack(accept)
+
+
+@lru_cache(maxsize=64)
+def _prefers_msgpack(accept: str) -> bool:
+    """A client sends the same header with every request."""
     ranked = sorted((_weighed(each) for each in accept.split(",")), key=lambda pair: -pair[0])
     known = [name for weight, name in ranked if weight > 0 and (name in _MSGPACK_NAMES or name in (JSON, "*/*"))]
     return bool(known) and known[0] in _MSGPACK_NAMES
@@ -85,9 +93,9 @@ def answer(
 ) -> web.Response:
     """`body` in the form that the client prefers."""
     if wants_msgpack(request):
-        data, media = msgspec.msgpack.encode(body), MSGPACK
+        data, media = _TO_MSGPACK.encode(body), MSGPACK
     else:
-        data, media = msgspec.json.encode(body), JSON
+        data, media = _TO_JSON.encode(body), JSON
     return web.Response(status=status, body=data, content_type=media, headers=headers)
 
 
@@ -161,8 +169,11 @@ def query_int(request: web.BaseRequest, name: str, default: int, *, least: int, 
 def query_float(request: web.BaseRequest, name: str, *, least: float, most: float) -> float | None:
     """A query parameter within [least, most], None when absent. Raises Problem 422."""
     text = request.query.get(name)
-    if text is None:
-        return None
+    return None if text is None else number_within(text, name, least=least, most=most)
+
+
+def number_within(text: str, name: str, *, least: float, most: float) -> float:
+    """The number that the query parameter `name` says, within [least, most]. Raises Problem 422."""
     try:
         value = float(text) if len(text) <= 32 and text.isascii() else math.nan
     except ValueError:

@@ -2,20 +2,21 @@
 
 `Session` decides synchronously what a frame means; what needs the store goes
 through one bounded worker, in the order sent, so that positions never wait for
-a database. The writer is the only task that writes to the socket.
+a database. It reads and writes nothing itself: see session_socket. Positions
+are acknowledged once in `ack_interval_s`, or with whatever leaves earlier.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import structlog
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
+from api.beat import HasBeat
 from api.outbox import Outbox
 from api.positions import PositionFlusher, Track, Verdict
 from api.schema import (
@@ -72,6 +73,9 @@ COMMANDS_MAX = 16
 SEND_S_MAX = 10.0
 CLOSE_S_MAX = 2.0
 SETTLE_S_MAX = 3.0
+#: A socket that says nothing for so long is asked whether it is there, and dropped PONG_S after that.
+HEARTBEAT_S = 20.0
+PONG_S = 10.0
 
 _TAKEN = Verdict.TAKEN
 
@@ -107,6 +111,39 @@ class Format:
 class Session:
     """Made before the handshake, so that no change of a trip is missed; `signed_on` completes it."""
 
+    # A process holds some ten thousand of these.
+    __slots__ = (
+        "__weakref__",
+        "_ack_interval_s",
+        "_ahead_ms",
+        "_bad_in_a_row",
+        "_commands",
+        "_decode",
+        "_early_row",
+        "_flusher",
+        "_is_deaf",
+        "_keep_path",
+        "_listener",
+        "_meter",
+        "_move_trip",
+        "_row",
+        "_set_status",
+        "_tags",
+        "_touch",
+        "_verdicts",
+        "_worker",
+        "clock",
+        "closing",
+        "driver_id",
+        "epoch",
+        "form",
+        "is_heard",
+        "metrics",
+        "outbox",
+        "socket",
+        "track",
+    )
+
     def __init__(
         self,
         driver_id: DriverId,
@@ -119,12 +156,13 @@ class Session:
         tags: Tags,
         metrics: Metrics,
         clock: Callable[[], float],
+        ack_interval_s: float = 0.0,
     ) -> None:
         self.driver_id = driver_id
         self.epoch = 0
         self.closing: tuple[int, str] | None = None
         self.outbox = Outbox(form.encode, self._now_ms)
-        self._form = form
+        self.form = form
         self._decode = form.decode
         self._move_trip = move_trip
         self._set_status = set_status
@@ -133,12 +171,15 @@ class Session:
         self._keep_path = keep_path
         self._meter: TripMeter | None = None  # of the present trip, as far as is known
         self._tags = tags
-        self._metrics = metrics
+        self.metrics = metrics
         self._verdicts = metrics.fixes.counts
-        self._clock = clock
+        self.clock = clock
         self._bad_in_a_row = 0
+        self._ack_interval_s = ack_interval_s
+        self.socket: HasBeat | None = None  # while there is one
+        self.is_heard = True  # since the socket's last beat
         self._is_deaf = False  # offline or closing: positions are not taken
-        self._commands: deque[StatusFrame | TripFrame] = deque()
+        self._commands: list[StatusFrame | TripFrame] = []  # in the order sent
         self._worker: asyncio.Task[None] | None = None
         self._ahead_ms = 0  # how far the database's clock is ahead of ours
         self._row: Driver | None = None  # as far as is known; None before signed_on
@@ -151,7 +192,8 @@ class Session:
         self.track = track
         self._listener = listener
         self.epoch = track.epoch
-        self._ahead_ms = signed.now_ms - int(self._clock() * 1000)
+        self._ahead_ms = signed.now_ms - int(self.clock() * 1000)
+        track.ack_interval_s = self._ack_interval_s
         track.on_published = self.outbox.ack
         track.on_outdated = self.supersede
         self._flusher.join(track)
@@ -165,7 +207,7 @@ class Session:
 
     def _now_ms(self) -> int:
         """The database's time, in which offers end."""
-        return int(self._clock() * 1000) + self._ahead_ms
+        return int(self.clock() * 1000) + self._ahead_ms
 
     def _tell(self, ride: Ride) -> None:
         """The driver learns of this state by an answer or the welcome."""
@@ -182,7 +224,7 @@ class Session:
         if self.closing is None:
             self.closing = (code, reason)
             self._is_deaf = True
-            self._metrics.sockets_closed.add(str(code))
+            self.metrics.sockets_closed.add(str(code))
             self.outbox.wake.set()
 
     def supersede(self) -> None:
@@ -192,6 +234,7 @@ class Session:
 
     def on_frame(self, data: bytes) -> None:
         """One message of the right type. Positions are nearly all there is: they take the shortest way."""
+        self.is_heard = True
         try:
             frame = self._decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -211,7 +254,7 @@ class Session:
         if self._is_deaf:
             self._ignore()
             return
-        now_s = self._clock()
+        now_s = self.clock()
         verdict = self.track.take(item, now_s)
         if verdict is _TAKEN:
             self._touch(self.track)  # which counts it, once a flush
@@ -243,7 +286,7 @@ class Session:
             self.outbox.error(ErrorFrame(verdict.value, "the position (0, 0) is not plausible"))
 
     def _bad_frame(self, code: str, detail: str) -> None:
-        self._metrics.bad_frames.add(code)
+        self.metrics.bad_frames.add(code)
         self._bad_in_a_row += 1
         self.outbox.error(ErrorFrame(code, detail[:200]))
         if self._bad_in_a_row > BAD_FRAMES_MAX:
@@ -263,7 +306,7 @@ class Session:
 
     async def _work(self) -> None:
         while self._commands:
-            frame = self._commands.popleft()
+            frame = self._commands.pop(0)
             try:
                 await (self._on_status(frame) if isinstance(frame, StatusFrame) else self._on_trip(frame))
             except StoreUnavailable as error:
@@ -334,6 +377,16 @@ class Session:
         if self._row is not None and not self._is_deaf and self._is_off(self._row.status):
             self._apply(self._row.status)
 
+    def beat(self, now_s: float) -> None:
+        """A look at the session every now and then: an acknowledgement may be due, and is anybody there?"""
+        if self.socket is None:
+            return
+        track = self.track
+        if track.published > self.outbox.acked and track.ack_at_s <= now_s:
+            track.ack_at_s = now_s + track.ack_interval_s
+            self.outbox.ack(track.published)
+        self.socket.beat(now_s)
+
     def on_row(self, driver: Driver) -> None:
         """The driver's row was written: what somebody else has changed takes effect on this session (P7)."""
         known = self._row
@@ -349,8 +402,7 @@ class Session:
         if driver.status is DriverStatus.SUSPENDED:
             self.suspend()
             return
-        self.track.vehicle_class, self.track.seats = driver.vehicle_class, driver.seats
-        self.track.tags = self._tags.mask(driver.tags)
+        self.track.drives(driver.vehicle_class, driver.seats, self._tags.mask(driver.tags))
         self._apply(driver.status)
         if driver.status is not known.status:
             code = driver.status_code
@@ -368,76 +420,12 @@ class Session:
         """The socket is gone: its last fix stands until it is stale, and commands that were received end."""
         self._flusher.leave(self.track)
         self._hand_over_path()
-        await self._settle(within_s)
+        await self.settle(within_s)
 
-    async def _settle(self, within_s: float) -> None:
+    async def settle(self, within_s: float) -> None:
         """Waits until every command that was received has its answer."""
         if self._worker is not None and not self._worker.done():
             await asyncio.wait([self._worker], timeout=within_s)
-
-    # The socket
-
-    async def run(self, ws: web.WebSocketResponse[Any], abort: Callable[[], None]) -> None:
-        """Reads and writes until either side ends it. `abort` drops the connection at once."""
-        writer = asyncio.create_task(self._write(ws, abort))
-        writer.add_done_callback(lambda task: None if task.cancelled() or task.exception() is None else abort())
-        try:
-            await self._read(ws)
-        finally:
-            if self.closing is None:
-                writer.cancel()  # else it is closing the socket, which takes CLOSE_S_MAX at most
-            await asyncio.wait([writer])
-            if not ws.closed:
-                abort()
-        if not writer.cancelled() and (error := writer.exception()) is not None:
-            raise error
-
-    async def _read(self, ws: web.WebSocketResponse[Any]) -> None:
-        receive, on_frame, kind = ws.receive, self.on_frame, self._form.message_type
-        while True:
-            message = await receive()
-            if message.type is kind:
-                on_frame(message.data)
-            elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                self._metrics.bad_frames.add("wrong-type")
-                self.close(CLOSE_WRONG_TYPE, "text on a msgpack socket, or binary on a JSON one")
-            else:
-                return
-
-    async def _write(self, ws: web.WebSocketResponse[Any], abort: Callable[[], None]) -> None:
-        outbox = self.outbox
-        send = ws.send_bytes if self._form.is_binary else _text_sender(ws)
-        try:
-            while self.closing is None:
-                await outbox.wake.wait()
-                await self._send(send, outbox.take())
-            code, reason = self.closing
-            if code == CLOSE_GOING_AWAY:
-                await self._settle(SETTLE_S_MAX)
-            await self._send(send, outbox.take())
-            async with asyncio.timeout(CLOSE_S_MAX):
-                await ws.close(code=code, message=reason.encode())
-        except TimeoutError:
-            self._metrics.aborted.add("driver")
-            abort()
-        except ConnectionError:
-            abort()  # the client has gone; the reader sees it too
-
-    async def _send(self, send: Callable[[bytes], Awaitable[None]], frames: list[bytes]) -> None:
-        """Raises TimeoutError when the client does not read."""
-        if self.outbox.overflowed:
-            raise TimeoutError
-        if frames:
-            async with asyncio.timeout(SEND_S_MAX):
-                for data in frames:
-                    await send(data)
-
-
-def _text_sender(ws: web.WebSocketResponse[Any]) -> Callable[[bytes], Awaitable[None]]:
-    async def send(data: bytes) -> None:
-        await ws.send_frame(data, WSMsgType.TEXT)
-
-    return send
 
 
 def answer_to(outcome: CommandOutcome, ref: str | int | None) -> DownFrame:

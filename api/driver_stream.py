@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
@@ -32,13 +32,14 @@ from api.limits import Gauge
 from api.markets import Markets
 from api.path_writer import PathWriter
 from api.planes import Planes
-from api.positions import Track
+from api.prompt_socket import PromptSocket
 from api.schema import QueueFrame, WelcomeFrame, rfc3339, ride_out
 from api.security import identity_of
+from api.session_socket import SessionSocket
+from api.sign_on import SignOns
 from api.tags import Tags
 from api.telemetry import Metrics
-from geo.feed import Feed, FeedUnavailable
-from geo.model import MAX_EXACT_INT, DriverId, MarketId, Removal, Stamp
+from geo.model import MAX_EXACT_INT, DriverId, MarketId
 from matcher.announcer import Announcer
 from matcher.errors import StoreUnavailable
 from matcher.listeners import DriverListener
@@ -49,9 +50,9 @@ from matcher.rides import RideDesk
 from matcher.store import Store
 
 SUBPROTOCOLS = ("hexhail.v1.msgpack", "hexhail.v1.json")
-HEARTBEAT_S = 20.0
 POSITION_INTERVAL_S = 4.0
 RECONNECT_JITTER_S = 5.0
+GOING_AWAY = "the service is going away"
 WRITE_BUFFER_BYTES = 16_384
 #: The event loop's timers don't reach as far as a token may.
 TIMER_S_MAX = 86_400.0
@@ -101,7 +102,7 @@ class DriverStream:
         store: Store,
         desk: RideDesk,
         announcer: Announcer,
-        feed: Feed,
+        sign_ons: SignOns,
         planes: Planes,
         paths: PathWriter,
         markets: Markets,
@@ -112,12 +113,12 @@ class DriverStream:
         metrics: Metrics,
         queue_of: QueueOf,
         max_frame_bytes: int,
-        max_speed_mps: float,
+        ack_interval_s: float,
     ) -> None:
         self._store = store
         self._desk = desk
         self._announcer = announcer
-        self._feed = feed
+        self._sign_ons = sign_ons
         self._planes = planes
         self._paths = paths
         self._markets = markets
@@ -128,8 +129,9 @@ class DriverStream:
         self._metrics = metrics
         self._queue_of = queue_of
         self._max_frame_bytes = max_frame_bytes
-        self._max_speed_mps = max_speed_mps
+        self._ack_interval_s = ack_interval_s
         self._formats = {each: Format(each) for each in SUBPROTOCOLS}
+        self._is_closing = False
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/v1/drivers/{driver_id}/stream", self.stream)]
@@ -150,14 +152,16 @@ class DriverStream:
             tags=self._tags,
             metrics=self._metrics,
             clock=time.monotonic,
+            ack_interval_s=self._ack_interval_s,
         )
         online = query_choice(request, "online", ("true", "false")) != "false"
         listening = self._announcer.driver_listener(driver_id, session.on_ride, session.on_row)
         with self._sockets.one(), listening as listener:
-            signed = await self._sign_on(driver_id, market, instance, online=online)
-            welcome = _welcome(signed, market, self._queue_of(session, market.id))
-            session.signed_on(self._track(signed, market, instance), signed, welcome, listener)
+            signed = await self._sign_ons.sign_on(driver_id, market, instance, online=online)
+            welcome = _welcome(signed, market, self._queue_of(session, market.id), self._ack_interval_s)
+            session.signed_on(self._sign_ons.track(signed, market, instance), signed, welcome, listener)
             self._announcer.announce([signed.hint])  # so that an older session hears of its end, wherever it is
+            del signed, welcome  # else they would be kept for as long as the socket lasts
             try:
                 return await self._serve(request, session, identity)
             finally:
@@ -181,80 +185,48 @@ class DriverStream:
         except StoreUnavailable as fault:
             log.info("a lost socket could not be noted: its offer ends at its own time", reason=fault.reason)
 
-    async def _sign_on(self, driver_id: DriverId, market: Market, instance: int, *, online: bool) -> SignedOn:
-        """A new epoch for this driver (P7). Raises Problem 403 or 404."""
-        # Only where there are several markets does it matter where the driver was.
-        before = await self._store.driver(driver_id) if len(self._planes) > 1 else None
-        signed = await self._store.sign_on(driver_id, market.id, online=online)
-        if signed is None:
-            raise Problem("driver-unknown", f"put the driver first: PUT /v1/drivers/{driver_id}")
-        if signed.driver.status is DriverStatus.SUSPENDED:
-            raise Problem("driver-suspended", "the driver is suspended")
-        left = None if before is None or before.market == market.id else before.market
-        if left is not None and left in self._planes:
-            await self._leave_market(left, Stamp(signed.driver.epoch, instance, 0), driver_id)
-        return signed
-
-    async def _leave_market(self, market: MarketId, stamp: Stamp, driver_id: DriverId) -> None:
-        """A driver is found in one market only (P6); were this to fail, the old position goes stale by itself."""
-        try:
-            await self._feed.publish(market, (), [Removal(driver_id, stamp)])
-        except FeedUnavailable as error:
-            log.info("a position stays behind in the market that its driver left", reason=str(error))
-
     async def _serve(self, request: web.Request, session: Session, identity: Identity) -> web.StreamResponse:
         self._sessions.add(session)
-        ws = web.WebSocketResponse(
+        if self._is_closing:
+            session.close(CLOSE_GOING_AWAY, GOING_AWAY)
+        ws = PromptSocket(
+            session.form.message_type,
+            session.on_frame,
             protocols=SUBPROTOCOLS,
-            compress=False,
             max_msg_size=self._max_frame_bytes,
-            heartbeat=HEARTBEAT_S,
             timeout=CLOSE_S_MAX / 2,  # for the client's own close frame
             writer_limit=0,  # every send waits while the socket does not read
-            decode_text=False,
         )
         expiry = Expiry(self._authenticator, identity, session)
         try:
             await ws.prepare(request)
             if request.transport is not None:
                 request.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-            await session.run(ws, lambda: _abort(request))
+            await SessionSocket(session, ws, lambda: abort(request)).run()
         finally:
             expiry.cancel()
             self._sessions.discard(session)
-            _abort_if_unsent(request)
+            abort_if_unsent(request)
             await session.finish(within_s=10.0)
         return ws
 
-    def _track(self, signed: SignedOn, market: Market, instance: int) -> Track:
-        driver = signed.driver
-        track = Track(
-            driver.driver_id,
-            epoch=driver.epoch,
-            instance=instance,
-            vehicle_class=driver.vehicle_class,
-            seats=driver.seats,
-            area=market.area,
-            max_speed_mps=self._max_speed_mps,
-            tags=self._tags.mask(driver.tags),
-            available=driver.status is DriverStatus.ONLINE,
-        )
-        index, now_ms = self._planes[market.id].index, self._feed.now_ms()
-        last = index.held(driver.driver_id, now_ms)
-        if last is not None and index.fresh([driver.driver_id], now_ms)[0]:
-            track.follow(last, time.monotonic())
-        return track
-
     def close_all(self) -> None:
-        """Tells every driver to come back elsewhere."""
+        """Tells every driver to come back elsewhere, also those whose sign-on is still under way."""
+        self._is_closing = True
         for session in self._sessions:
-            session.close(CLOSE_GOING_AWAY, "the service is going away")
+            session.close(CLOSE_GOING_AWAY, GOING_AWAY)
+
+
+class Closes(Protocol):
+    """A driver's session, or a gateway's."""
+
+    def close(self, code: int, reason: str) -> None: ...
 
 
 class Expiry:
     """Closes a session when its token expires."""
 
-    def __init__(self, authenticator: Authenticator, identity: Identity, session: Session) -> None:
+    def __init__(self, authenticator: Authenticator, identity: Identity, session: Closes) -> None:
         self._authenticator = authenticator
         self._identity = identity
         self._session = session
@@ -285,7 +257,7 @@ def check_handshake(request: web.Request) -> str:
     raise Problem("subprotocol-required", f"offer one of {' or '.join(SUBPROTOCOLS)}")
 
 
-def _welcome(signed: SignedOn, market: Market, queue: QueueFrame | None) -> WelcomeFrame:
+def _welcome(signed: SignedOn, market: Market, queue: QueueFrame | None, ack_interval_s: float) -> WelcomeFrame:
     return WelcomeFrame(
         driver_id=signed.driver.driver_id,
         market=market.id,
@@ -297,16 +269,18 @@ def _welcome(signed: SignedOn, market: Market, queue: QueueFrame | None) -> Welc
         status_code=signed.driver.status_code,
         now=rfc3339(signed.now_ms),
         queue=queue,
+        ack_interval_s=ack_interval_s,
     )
 
 
-def _abort(request: web.Request) -> None:
+def abort(request: web.Request) -> None:
+    """Drops the connection at once."""
     transport: Any = request.transport
     if transport is not None:
         transport.abort()
 
 
-def _abort_if_unsent(request: web.Request) -> None:
+def abort_if_unsent(request: web.Request) -> None:
     """A closed transport waits for its client to read what is left, however long that takes."""
     transport: Any = request.transport
     if transport is not None and transport.get_write_buffer_size() > 0:

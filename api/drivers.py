@@ -1,43 +1,34 @@
-"""/v1/drivers: a driver's row, its suspension, and who is near a place."""
+"""/v1/drivers: a driver's row and its suspension."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
-from api.auth import Identity, Role, is_name
-from api.codec import BodyDecoder, answer, query_choice, query_float, query_int, query_names, speaks_msgpack
+from api.auth import Identity, is_name
+from api.codec import BodyDecoder, answer, speaks_msgpack
 from api.driver_stream import Sessions
-from api.engaged import Engaged
 from api.errors import Problem, invalid
 from api.limits import read_body
 from api.markets import Markets
-from api.planes import Planes, trusted
 from api.rides import BODY_S_MAX
-from api.schema import DriverRequest, NearbyOut, NearbyPage, SuspendedOut, SuspendRequest, driver_out
+from api.schema import DriverRequest, SuspendedOut, SuspendRequest, driver_out
 from api.security import identity_of
 from api.tags import Tags, known_tags
-from geo.feed import Feed
-from geo.model import DriverId, LatLng, Nearby, Where
+from geo.model import DriverId
 from matcher.model import Driver, DriverStatus
 from matcher.outcomes import StatusSet, SuspendTrips
-from matcher.policy import Market
 from matcher.rides import RideDesk
 from matcher.store import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-K_MAX = 100
-K_DEFAULT = 10
-METRES_MAX = 100_000.0
-SEATS_MAX = 64
 #: Paths under /v1/drivers that are no driver's.
 RESERVED = frozenset({"nearby"})
-ENGAGED_AGE_HEADER = "Hexhail-Engaged-Age"
 
 
 class DriversApi:
@@ -49,7 +40,6 @@ class DriversApi:
         markets: Markets,
         tags: Tags,
         sessions: Sessions,
-        nearby: NearbySearch,
         max_body_bytes: int,
     ) -> None:
         self._store = store
@@ -57,14 +47,12 @@ class DriversApi:
         self._markets = markets
         self._tags = tags
         self._sessions = sessions
-        self._nearby = nearby
         self._max_body_bytes = max_body_bytes
         self._driver_body = BodyDecoder(DriverRequest)
         self._suspend_body = BodyDecoder(SuspendRequest)
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.get("/v1/drivers/nearby", self.nearby),
             web.get("/v1/drivers/{driver_id}", self.get),
             web.put("/v1/drivers/{driver_id}", self.put),
             web.post("/v1/drivers/{driver_id}/suspend", self.suspend),
@@ -161,27 +149,6 @@ class DriversApi:
         if session is not None:
             session.on_row(driver)
 
-    async def nearby(self, request: web.Request) -> web.Response:
-        identity_of(request).need(Role.CLIENT, Role.FLEET)
-        lat = query_float(request, "lat", least=-90.0, most=90.0)
-        lon = query_float(request, "lon", least=-180.0, most=180.0)
-        if lat is None or lon is None:
-            raise invalid("?lat" if lat is None else "?lon", "is needed")
-        point = LatLng(lat, lon)
-        market = self._markets.at(point, "?lat")
-        limit_m = query_float(request, "limit_m", least=0.0, most=METRES_MAX)
-        items, engaged_age_s = await self._nearby.search(
-            market,
-            point,
-            k=query_int(request, "k", K_DEFAULT, least=1, most=K_MAX),
-            limit_m=METRES_MAX if limit_m is None else limit_m,
-            vehicle_class=request.query.get("class"),
-            seats=query_int(request, "seats", 1, least=1, most=SEATS_MAX),
-            tags=known_tags(query_names(request, "tags"), market.tags, "?tags"),
-            idle=query_choice(request, "idle", ("true", "false")) != "false",
-        )
-        return answer(request, NearbyPage(items), headers={ENGAGED_AGE_HEADER: f"{engaged_age_s:.1f}"})
-
 
 def _still_suspended() -> Problem:
     return Problem("driver-suspended", "the driver is suspended; only an admin may lift that")
@@ -189,65 +156,3 @@ def _still_suspended() -> Problem:
 
 def _driver_unknown() -> Problem:
     return Problem("driver-unknown", "there is no such driver")
-
-
-class NearbySearch:
-    """Finds drivers in this process's replicas: no round trip but for who is engaged, now and then."""
-
-    def __init__(
-        self,
-        *,
-        feed: Feed,
-        planes: Planes,
-        engaged: Engaged,
-        tags: Tags,
-        stale_after_s: float,
-    ) -> None:
-        self._feed = feed
-        self._planes = planes
-        self._engaged = engaged
-        self._tags = tags
-        self._stale_after_s = stale_after_s
-
-    async def search(
-        self,
-        market: Market,
-        point: LatLng,
-        *,
-        k: int,
-        limit_m: float,
-        vehicle_class: str | None,
-        seats: int,
-        tags: Sequence[str],
-        idle: bool,
-    ) -> tuple[list[NearbyOut], float]:
-        """The nearest drivers, and how old (seconds) the knowledge of who is engaged is.
-
-        Raises Problem 503 when the replica cannot be trusted.
-        """
-        index = trusted(self._planes, market.id, self._stale_after_s)
-        engaged, engaged_age_s = await self._engaged.read()
-        where = Where(
-            vehicle_classes=None if vehicle_class is None else market.classes_for(vehicle_class),
-            seats_min=seats,
-            exclude=engaged if idle else frozenset(),
-            tags=self._tags.mask(tags),
-        )
-        found = index.nearest(point, k, limit_m=limit_m, where=where, now_ms=self._feed.now_ms())
-        items = [nearby_out(each, market, each.driver_id in engaged, self._tags.of_mask(each.tags)) for each in found]
-        return items, engaged_age_s
-
-
-def nearby_out(found: Nearby, market: Market, engaged: bool, tags: list[str]) -> NearbyOut:
-    return NearbyOut(
-        driver_id=found.driver_id,
-        lat=found.lat,
-        lon=found.lon,
-        distance_m=round(found.distance_m, 1),
-        pickup_s=round(float(market.pickup_s(found.distance_m)), 1),
-        age_s=round(found.age_ms / 1000.0, 1),
-        vehicle_class=found.vehicle_class,
-        seats=found.seats,
-        engaged=engaged,
-        tags=tags,
-    )

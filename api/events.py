@@ -67,12 +67,14 @@ class EventsApi:
         self._metrics = metrics
         self._stale_after_ms = round(stale_after_s * 1000)
         self._open: set[RideListener] = set()
+        self._is_closing = False
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/v1/rides/{ride_id}/events", self.events)]
 
     def close_all(self) -> None:
-        """Ends every stream; the clients come back elsewhere and resume."""
+        """Ends every stream, also those that are about to open; the clients come back elsewhere and resume."""
+        self._is_closing = True
         for listener in self._open:
             listener.close(Closed.GOING_AWAY)
 
@@ -83,6 +85,8 @@ class EventsApi:
             return web.Response(status=204)  # tells a browser's EventSource not to come back
         with self._sockets.one(), self._announcer.ride_listener(ride.ride_id, min(known, ride.version)) as listener:
             self._open.add(listener)
+            if self._is_closing:
+                listener.close(Closed.GOING_AWAY)
             try:
                 return await self._stream(request, ride, listener)
             finally:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from aiohttp import web
 
@@ -49,26 +48,46 @@ class Gauge:
         self.limit = limit
         self.what = what
         self.count = 0
+        self._place = Place(self)
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Takes a place for as long as the block lasts. Raises Problem 503 when none is free."""
+    def one(self) -> Place:
+        """A place for as long as its block lasts. Entering it raises Problem 503 when none is free."""
+        return self._place
+
+    def take(self) -> None:
+        """Raises Problem 503 when no place is free."""
         if self.count >= self.limit:
             raise retry_later("overloaded", f"there are already {self.limit} {self.what}")
         self.count += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.count -= 1
-            if self.count == 0:
-                self._idle.set()
+
+    def give_back(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self._idle.set()
 
     async def idle(self) -> None:
         """Returns once none is under way."""
         await self._idle.wait()
+
+
+class Place:
+    """One of a gauge's places. A class, as a generator would cost each request several times as much."""
+
+    __slots__ = ("_gauge",)
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+
+    def __enter__(self) -> None:
+        self._gauge.take()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gauge.give_back()
 
 
 def raise_open_files(wanted: int) -> int:

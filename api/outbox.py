@@ -1,6 +1,6 @@
 """What waits to be sent on one driver socket: bounded, and the newest state wins (P10).
 
-One writer task a socket takes from here. Acknowledgements, trips and offers, the
+One writer at a time takes from here; `wake` calls for it. Acknowledgements, trips and offers, the
 driver's status and its place in a queue are states: a newer one replaces an older
 one that has not left yet, so that an offer which ended before it was sent is never
 sent as one. Answers to commands are not; when more of them wait than fit, the
@@ -9,9 +9,8 @@ client is not reading, and the socket is given up.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from api.schema import AckFrame, DownFrame, ErrorFrame, QueueFrame, StatusChangedFrame, told_frame
 from matcher.model import Ride, TripState
@@ -21,27 +20,75 @@ TRIPS_MAX = 16
 ERRORS_MAX = 8
 
 
+class Wakes(Protocol):
+    """Whether something waits."""
+
+    def set(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def is_set(self) -> bool: ...
+
+
+class Wake:
+    """Calls `on_set` when something begins to wait; an asyncio.Event would need a task that waits for it."""
+
+    __slots__ = ("_is_set", "on_set")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self.on_set: Callable[[], None] = lambda: None
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            self.on_set()
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
 class Outbox:
     """Frames for one socket, encoded by `encode`. `now_ms` is the database's time, in which offers end."""
+
+    # A process holds some ten thousand of these, nearly all of them empty.
+    __slots__ = (
+        "_ack",
+        "_answers",
+        "_answers_bytes",
+        "_encode",
+        "_errors",
+        "_now_ms",
+        "_offers",
+        "_queue",
+        "_status",
+        "_trips",
+        "acked",
+        "overflowed",
+        "wake",
+    )
 
     def __init__(self, encode: Callable[[DownFrame], bytes], now_ms: Callable[[], int] = lambda: 0) -> None:
         self._encode = encode
         self._now_ms = now_ms
-        self._answers: deque[bytes] = deque()
+        self._answers: list[bytes] = []
         self._answers_bytes = 0
         self._trips: dict[str, Ride] = {}  # by trip: a ride that is given to the driver anew has two to tell of
-        self._offers: set[str] = set()  # that stand, as far as the driver knows or is about to
+        self._offers: dict[str, None] = {}  # that stand, as far as the driver knows or is about to
         self._errors: dict[str, ErrorFrame] = {}
         self._status: StatusChangedFrame | None = None
         self._queue: QueueFrame | None = None
         self._ack = -1
-        self._acked = -1
+        self.acked = -1  # what the last acknowledgement that left said
         self.overflowed = False
-        self.wake = asyncio.Event()
+        self.wake: Wakes = Wake()
 
     def welcome(self, frame: DownFrame) -> None:
         """Goes out before everything else."""
-        self._answers.appendleft(self._encode(frame))
+        self._answers.insert(0, self._encode(frame))
         self.wake.set()
 
     def answer(self, frame: DownFrame) -> None:
@@ -66,7 +113,7 @@ class Outbox:
         waiting = self._trips.get(_key_of(ride))
         if waiting is not None and waiting.version <= ride.version:
             del self._trips[_key_of(ride)]
-        self._offers.discard(_key_of(ride))
+        self._offers.pop(_key_of(ride), None)
         self._note_offer(ride)
 
     def status(self, frame: StatusChangedFrame) -> None:
@@ -90,10 +137,14 @@ class Outbox:
         self.wake.set()
 
     def ack(self, seq: int) -> None:
-        """Everything up to `seq` has been published."""
-        if seq > self._ack:
-            self._ack = seq
+        """Everything up to `seq` has been published, and it is time to say so."""
+        if seq > self.acked:
+            self.published(seq)
             self.wake.set()
+
+    def published(self, seq: int) -> None:
+        """Everything up to `seq` has been published: told with whatever leaves next."""
+        self._ack = max(self._ack, seq)
 
     def take(self) -> list[bytes]:
         """All that waits, encoded, answers first; leaves nothing behind."""
@@ -112,21 +163,21 @@ class Outbox:
         frames += [self._frame_of(ride) for ride in self._trips.values()]
         if self._queue is not None:
             frames.append(self._queue)
-        if self._ack > self._acked:
+        if self._ack > self.acked:
             frames.append(AckFrame(self._ack))
-        self._status, self._queue, self._acked = None, None, self._ack
+        self._status, self._queue, self.acked = None, None, self._ack
         self._trips.clear()
         return frames
 
     def _frame_of(self, ride: Ride) -> DownFrame:
         was_offered = _key_of(ride) in self._offers
-        self._offers.discard(_key_of(ride))
+        self._offers.pop(_key_of(ride), None)
         self._note_offer(ride)
         return told_frame(ride, self._now_ms(), was_offered=was_offered)
 
     def _note_offer(self, ride: Ride) -> None:
         if ride.trip is not None and ride.trip.state is TripState.OFFERED:
-            self._offers.add(ride.trip.trip_id)
+            self._offers[ride.trip.trip_id] = None
 
 
 def _key_of(ride: Ride) -> str:

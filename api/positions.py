@@ -15,11 +15,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
+import numpy as np
+
 from api.schema import PositionItem
 from api.telemetry import Metrics
+from geo.cells import cell_of
 from geo.distance import between_m
-from geo.feed import Feed, FeedUnavailable
+from geo.feed import PACKED, Feed, FeedUnavailable, pack_heading, pack_kind, pack_speed
 from geo.model import DriverId, Fix, LatLng, MarketId, Removal, Stamp
+from geo.records import RECORD, PositionBatch
 
 #: What a position may be off without anybody having moved.
 JITTER_M = 250.0
@@ -27,6 +31,9 @@ JITTER_M = 250.0
 DEGREE_M = 111_700.0
 #: Two fixes this near to a third are less than JITTER_M apart, and a market's rim is no wall.
 NEAR_DEG = 0.0007
+#: Up to this resolution, whose edges are 530 m, fixes that near to a third also share its cell: a cell is but the name
+#: of a bucket, and the index measures how far its drivers reach.
+SHARED_CELL_RESOLUTION_MAX = 8
 #: Nothing that drives is this close to (0, 0), but many broken apps are.
 NULL_ISLAND_DEG = 0.01
 BACKOFF_S_MAX = 2.0
@@ -61,10 +68,17 @@ class Track:
     """
 
     __slots__ = (
+        "_available",
+        "_kind",
+        "_seats",
+        "_tags",
+        "_vehicle_class",
+        "ack_at_s",
+        "ack_interval_s",
         "area",
-        "available",
         "before",
         "before_at_s",
+        "cell",
         "count",
         "counted",
         "driver_id",
@@ -75,14 +89,13 @@ class Track:
         "judged_lat",
         "judged_lon",
         "max_speed_mps",
+        "on_dropped",
         "on_outdated",
         "on_published",
-        "seats",
+        "published",
         "seq",
         "suspect",
         "suspect_at_s",
-        "tags",
-        "vehicle_class",
     )
 
     def __init__(
@@ -99,18 +112,26 @@ class Track:
         available: bool = True,
         on_published: Callable[[int], None] = lambda seq: None,
         on_outdated: Callable[[], None] = lambda: None,
+        on_dropped: Callable[[], None] = lambda: None,
     ) -> None:
         self.driver_id = driver_id
         self.epoch = epoch
         self.instance = instance
-        self.vehicle_class = vehicle_class
-        self.seats = seats
+        self._vehicle_class = vehicle_class
+        self._seats = seats
+        self._tags = tags
+        self._available = available
+        self._kind: bytes | None = None  # these four, packed
         self.area = area
         self.max_speed_mps = max_speed_mps
-        self.tags = tags  # what the vehicle offers, by the bits of geo.model.Fix
-        self.available = available
+        #: Called with the phone's seq after a flush, at most once in `ack_interval_s`; `published` always tells it.
         self.on_published = on_published
         self.on_outdated = on_outdated
+        #: Called when the session is over and what it left will not be published.
+        self.on_dropped = on_dropped
+        self.published = -1
+        self.ack_interval_s = 0.0
+        self.ack_at_s = 0.0
         self.count = 0
         self.counted = 0  # how far the metrics have counted
         self.seq = -1
@@ -120,8 +141,31 @@ class Track:
         self.before_at_s = 0.0
         self.judged_lat = math.inf  # where a fix was last judged good
         self.judged_lon = math.inf
+        self.cell = 0  # of that place; 0 while nobody has looked it up
         self.suspect: PositionItem | None = None
         self.suspect_at_s = 0.0
+
+    @property
+    def vehicle_class(self) -> str:
+        return self._vehicle_class
+
+    @property
+    def seats(self) -> int:
+        return self._seats
+
+    @property
+    def tags(self) -> int:
+        """What the vehicle offers, by the bits of geo.model.Fix."""
+        return self._tags
+
+    @property
+    def available(self) -> bool:
+        return self._available
+
+    def drives(self, vehicle_class: str, seats: int, tags: int) -> None:
+        """The vehicle is another, or was described anew."""
+        self._vehicle_class, self._seats, self._tags = vehicle_class, seats, tags
+        self._kind = None
 
     def follow(self, last: Fix, now_s: float) -> None:
         """This session goes on from where the driver was last seen: a reconnect is no way around the quarantine."""
@@ -156,6 +200,7 @@ class Track:
             self.suspect, self.suspect_at_s = item, at_s
             return Verdict.QUARANTINED
         self.judged_lat, self.judged_lon = item.lat, item.lon
+        self.cell = 0
         return Verdict.TAKEN
 
     def _is_plausible(self, item: PositionItem, at_s: float) -> bool:
@@ -175,7 +220,8 @@ class Track:
 
     def set_available(self, available: bool) -> None:
         """Changes what the feed says of this driver, with a newer stamp."""
-        self.available = available
+        self._available = available
+        self._kind = None
         self._bump()
 
     def removal(self) -> Removal:
@@ -201,13 +247,39 @@ class Track:
             instance=self.instance,
             seq=self.count,
             age_ms=max(0, int((now_s - self.fix_at_s) * 1000.0)),
-            vehicle_class=self.vehicle_class,
-            seats=self.seats,
-            available=self.available,
+            vehicle_class=self._vehicle_class,
+            seats=self._seats,
+            available=self._available,
             heading_deg=heading % 360.0 if heading is not None and 0.0 <= heading <= 360.0 else None,
             speed_mps=speed if speed is not None and 0.0 <= speed <= 300.0 else None,
-            tags=self.tags,
+            tags=self._tags,
         )
+
+    def pack(self, age_s: float, resolution: int) -> bytes:
+        """The newest fix as a record, packed for time 0 (`fix_ms` is minus the age), as `to_fix` would become."""
+        item = self.fix
+        assert item is not None
+        if resolution > SHARED_CELL_RESOLUTION_MAX:
+            cell = cell_of(item.lat, item.lon, resolution)
+        elif not (cell := self.cell):
+            cell = self.cell = cell_of(self.judged_lat, self.judged_lon, resolution)
+        heading, speed = item.heading, item.speed
+        return PACKED.pack(
+            -max(0, int(age_s * 1000.0)),
+            cell,
+            item.lat,
+            item.lon,
+            self.epoch,
+            self.instance,
+            self.count,
+            pack_heading(heading if heading is not None and 0.0 <= heading <= 360.0 else None),
+            pack_speed(speed if speed is not None and 0.0 <= speed <= 300.0 else None),
+            self._kind or self._pack_kind(),
+        )
+
+    def _pack_kind(self) -> bytes:
+        self._kind = pack_kind(self._vehicle_class, self._seats, self._tags, available=self._available)
+        return self._kind
 
 
 class PositionFlusher:
@@ -251,8 +323,10 @@ class PositionFlusher:
         if held is not None and held.epoch > track.epoch:
             return
         self._tracks[track.driver_id] = track
-        self._dirty.pop(track.driver_id, None)
+        dropped = self._dirty.pop(track.driver_id, None)
         self._removals.pop(track.driver_id, None)
+        if dropped is not None and dropped is not track:
+            dropped.on_dropped()
 
     def leave(self, track: Track) -> None:
         """The session is over. Its last fix is still published; afterwards the driver goes stale."""
@@ -289,13 +363,17 @@ class PositionFlusher:
         return len(self._dirty) + len(self._removals)
 
     async def run(self) -> None:
-        """Flushes until cancelled; survives an unavailable feed."""
+        """Flushes until cancelled; survives an unavailable feed.
+
+        Flushes begin `flush_s` apart, however long each takes, as long as half of that is left for everything else.
+        """
         pause_s = self._flush_s
         while True:
             await self._wake.wait()
             await self._pause(pause_s)
+            begun_s = time.monotonic()
             if await self.flush():
-                pause_s = self._flush_s
+                pause_s = max(self._flush_s / 2, self._flush_s - (time.monotonic() - begun_s))
             else:
                 self._wake.set()
                 pause_s = min(BACKOFF_S_MAX, max(pause_s, 0.05) * 2)
@@ -318,32 +396,41 @@ class PositionFlusher:
             dirty, self._dirty = self._dirty, {}
             removals, self._removals = self._removals, {}
             fresh = self._fresh(dirty, now_s)
-            fixes = [track.to_fix(now_s) for track, _ in fresh]
             try:
-                published = await self._feed.publish(self._market, fixes, [each for each, _ in removals.values()])
+                batch = self._pack(fresh, now_s)
+                published = await self._feed.publish(self._market, batch, [each for each, _ in removals.values()])
             except FeedUnavailable as error:
                 self._keep(dirty, removals, str(error))
                 return False
             self.fault = None
-            self._metrics.published.add(n=len(fixes))
+            self._metrics.published.add(n=len(fresh))
             self._report(fresh, frozenset(published.outdated))
             return True
 
     def _fresh(self, dirty: dict[DriverId, Track], now_s: float) -> list[tuple[Track, int]]:
         """Tracks worth publishing, each with the phone's seq that doing so acknowledges."""
         fresh, taken = [], 0
+        oldest_s = now_s - self._stale_after_s
         for track in dirty.values():
             taken += track.count - track.counted
             track.counted = track.count
-            if track.fix is None:
+            item = track.fix
+            if item is None:
                 continue
-            if now_s - track.fix_at_s > self._stale_after_s:
+            if track.fix_at_s < oldest_s:
                 self._metrics.fixes.add("stale")
-                track.on_published(track.fix.seq)  # never worth sending again
+                track.published = item.seq  # never worth sending again
+                track.on_published(item.seq)
             else:
-                fresh.append((track, track.fix.seq))
+                fresh.append((track, item.seq))
         self._metrics.fixes.add(Verdict.TAKEN.value, n=taken)
         return fresh
+
+    def _pack(self, fresh: list[tuple[Track, int]], now_s: float) -> PositionBatch:
+        """Records for time 0, as the feed takes them."""
+        resolution = self._feed.resolution
+        packed = b"".join([track.pack(now_s - track.fix_at_s, resolution) for track, _ in fresh])
+        return PositionBatch([track.driver_id for track, _ in fresh], np.frombuffer(packed, RECORD))
 
     def _keep(self, dirty: dict[DriverId, Track], removals: dict[DriverId, tuple[Removal, float]], reason: str) -> None:
         self.fault = reason
@@ -355,13 +442,21 @@ class PositionFlusher:
             worth = held is track or (held is None and track.fix_at_s > oldest_s)
             if worth and driver_id not in self._removals:
                 self._dirty.setdefault(driver_id, track)
+            if self._dirty.get(driver_id) is not track:
+                track.on_dropped()
         for driver_id, (removal, since_s) in removals.items():
-            if since_s > oldest_s and driver_id not in self._dirty:
+            held = self._tracks.get(driver_id)
+            is_own = held is None or held.epoch == removal.stamp.epoch
+            if is_own and since_s > oldest_s and driver_id not in self._dirty:
                 self._removals.setdefault(driver_id, (removal, since_s))
 
     def _report(self, fresh: list[tuple[Track, int]], outdated: frozenset[DriverId]) -> None:
+        now_s = self._clock()
         for track, seq in fresh:
-            if track.driver_id in outdated:
+            if outdated and track.driver_id in outdated:
                 track.on_outdated()
-            else:
+                continue
+            track.published = seq
+            if track.ack_at_s <= now_s:
+                track.ack_at_s = now_s + track.ack_interval_s
                 track.on_published(seq)

@@ -28,6 +28,7 @@ def _of_process(service: Service) -> None:
     read("hexhail_sockets", "Driver sockets and event streams open.", _one(lambda: service.sockets.count))
     read("hexhail_requests", "Requests under way.", _one(lambda: service.requests.count))
     read("hexhail_desk_waiting", "Commands inside the ride desk.", _one(lambda: service.desk.waiting))
+    read("hexhail_signing_on", "Drivers whose sign-on is under way.", _one(lambda: service.sign_on_desk.waiting))
     read(
         "hexhail_degraded",
         "1 while readiness is not plainly ready.",

@@ -367,6 +367,7 @@ class WelcomeFrame(Struct, tag="welcome", tag_field="type"):
     status_code: str | None = None
     now: str | None = None
     queue: QueueFrame | None = None
+    ack_interval_s: float | None = None  # positions are acknowledged once in so long at most, each of them by then
 
 
 class AckFrame(Struct, tag="ack", tag_field="type", gc=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from api.auth import Authenticator, Identity, unauthenticated
 
@@ -15,9 +15,11 @@ def token_of(request: web.BaseRequest) -> str:
 
     A token in the address is refused: addresses end up in logs.
     """
-    if "access_token" in request.query:
+    asked = request.rel_url.raw_query_string
+    # The name may be written in many ways, but only with a percent sign in another than this one.
+    if ("%" in asked or "access_token" in asked) and "access_token" in request.query:
         raise unauthenticated("a token in the address is not accepted: send it in the Authorization header")
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     for header in request.headers.getall("Sec-WebSocket-Protocol", []):

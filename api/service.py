@@ -20,17 +20,20 @@ from aiohttp import web
 from api.app import Gate, HasRoutes, build_app
 from api.auth import Authenticator
 from api.background import Background, StoreWatch
+from api.beat import ROUND_S_MAX, keep_beating
 from api.driver_stream import DriverStream, Sessions
-from api.drivers import DriversApi, NearbySearch
+from api.drivers import DriversApi
 from api.engaged import Engaged
 from api.events import EventsApi
 from api.explanations import ExplanationsApi
+from api.fleet_stream import FleetStream
 from api.limits import Gauge, raise_open_files
 from api.listener import Listener, Lobby, listen
 from api.market_states import MarketStatesApi
 from api.markets import Markets, build_market
 from api.match import MatchApi
 from api.match_items import Bounds
+from api.nearby import NearbyApi, NearbySearch
 from api.operator import OperatorApi
 from api.ops import OpsApi, Readiness
 from api.path_writer import PathWriter
@@ -39,6 +42,8 @@ from api.positions import PositionFlusher
 from api.queues import QueuesApi, QueueWatch
 from api.readings import add_readings
 from api.rides import RidesApi
+from api.sign_on import SignOns
+from api.streams import driver_stream, fleet_stream
 from api.tags import Tags
 from api.telemetry import Metrics
 from api.travel import build_travel
@@ -50,11 +55,13 @@ from geo.feed import Feed, InProcessFeed
 from geo.index import DriverIndex
 from geo.model import MarketId
 from geo.redis_feed import RedisFeed
+from geo.warm import warm
 from matcher.announcer import Announcer
 from matcher.dispatcher import Dispatcher, Keeping
 from matcher.hints import Hints, LocalHints, RedisHints
 from matcher.rides import RideDesk
 from matcher.share import Share
+from matcher.sign_ons import SignOnDesk
 from matcher.solver import SolverChild, SolverFailed
 from matcher.store import Store
 
@@ -98,6 +105,10 @@ class Service:
         self.metrics = metrics
         self.sessions = Sessions()
         self.queues = QueueWatch(store, announcer, self.sessions)
+        self.sign_on_desk = SignOnDesk(store)
+        self.sign_ons = SignOns(
+            desk=self.sign_on_desk, feed=feed, planes=planes, tags=tags, max_speed_mps=settings.max_speed_mps
+        )
         self.sockets = Gauge(settings.sockets_max, "sockets open")
         self.requests = Gauge(settings.requests_waiting_max, "requests under way")
         self.lobby = Lobby()
@@ -112,6 +123,7 @@ class Service:
         self.match_solver = SolverChild()  # of requests for a plan, so that no batch waits for them; not started yet
         self._started = False
         self._stream: DriverStream | None = None
+        self._fleets: FleetStream | None = None
         self._events: EventsApi | None = None
         add_readings(self)
 
@@ -125,6 +137,12 @@ class Service:
         reasons = tuple(self._reasons())
         return Readiness("degraded" if reasons else "ready", reasons)
 
+    def refusing(self) -> str | None:
+        """Why no request is taken now; asked with each of them, so it costs less than `readiness`."""
+        if self.draining.is_set():
+            return "draining"
+        return None if self._started else "starting"
+
     def _reasons(self) -> list[str]:
         reasons = [] if self.watch.fault is None else [self.watch.fault]
         for market, plane in self.planes.items():
@@ -135,6 +153,7 @@ class Service:
 
     async def start(self) -> None:
         """Starts everything in the background. Neither Redis nor the database needs to be there yet."""
+        await asyncio.to_thread(warm)  # before anything is searched: else the loop would wait for a compiler
         if self.settings.database_url is None:
             await self.store.migrate()
         await self.watch.look()
@@ -142,6 +161,7 @@ class Service:
         run("watch", self.watch.run())
         run("announcer", self.announcer.run())
         run("paths", self.paths.run())
+        run("beat", keep_beating(lambda: self.sessions, min(ROUND_S_MAX, max(self.settings.ack_interval_s / 4, 0.02))))
         for market, plane in self.planes.items():
             plane.follower.on_new_generation = plane.flusher.republish
             run(f"follower {market}", plane.follower.run())
@@ -182,13 +202,13 @@ class Service:
         self.draining.set()
         if self.webhooks is not None:
             self.webhooks.stop()
-        if self._stream is not None:
-            self._stream.close_all()
-        if self._events is not None:
-            self._events.close_all()
+        for streams in (self._fleets, self._stream, self._events):
+            if streams is not None:
+                streams.close_all()
         await self._step("dispatchers", self.background.stop(lambda name: name == "dispatcher"), until_s)
         await self._step("requests", self.requests.idle(), until_s)
         await self._step("sockets", self.sockets.idle(), until_s)
+        await self._step("sign-ons", self.sign_on_desk.close(), until_s)
         await self._step("desk", self.desk.close(), until_s)
         await self._step("positions", self._last_flush(), until_s)
         await self._step("announcer", self.announcer.close(), until_s)
@@ -235,7 +255,7 @@ class Service:
         authenticator = Authenticator(self.settings.token_secret.get_secret_value().encode())
         gate = Gate(
             authenticator=authenticator,
-            readiness=self.readiness,
+            refusing=self.refusing,
             requests=self.requests,
             lobby=self.lobby,
             metrics=self.metrics,
@@ -246,12 +266,15 @@ class Service:
 
     def _parts(self, authenticator: Authenticator) -> list[HasRoutes]:
         bytes_max = self.settings.max_body_bytes
-        self._stream, self._events = self._driver_stream(authenticator), self._ride_events(authenticator)
+        self._stream, self._fleets = driver_stream(self, authenticator), fleet_stream(self, authenticator)
+        self._events = self._ride_events(authenticator)
         return [
             *self._of_rides(bytes_max),
             self._events,
+            self._nearby(bytes_max),
             self._drivers(bytes_max),
             self._stream,
+            self._fleets,
             QueuesApi(store=self.store, markets=self.markets),
             WebhooksApi(
                 store=self.store.webhooks,
@@ -277,41 +300,24 @@ class Service:
             ExplanationsApi(store=store, markets=markets),
         ]
 
-    def _drivers(self, bytes_max: int) -> DriversApi:
-        nearby = NearbySearch(
+    def _nearby(self, bytes_max: int) -> NearbyApi:
+        search = NearbySearch(
             feed=self.feed,
             planes=self.planes,
             engaged=self.engaged,
             tags=self.tags,
             stale_after_s=self.settings.stale_after_s,
         )
+        return NearbyApi(search=search, markets=self.markets, tags=self.tags, max_body_bytes=bytes_max)
+
+    def _drivers(self, bytes_max: int) -> DriversApi:
         return DriversApi(
             store=self.store,
             desk=self.desk,
             markets=self.markets,
             tags=self.tags,
             sessions=self.sessions,
-            nearby=nearby,
             max_body_bytes=bytes_max,
-        )
-
-    def _driver_stream(self, authenticator: Authenticator) -> DriverStream:
-        return DriverStream(
-            store=self.store,
-            desk=self.desk,
-            announcer=self.announcer,
-            feed=self.feed,
-            planes=self.planes,
-            paths=self.paths,
-            markets=self.markets,
-            tags=self.tags,
-            authenticator=authenticator,
-            sockets=self.sockets,
-            sessions=self.sessions,
-            metrics=self.metrics,
-            queue_of=self.queues.greet,
-            max_frame_bytes=self.settings.max_frame_bytes,
-            max_speed_mps=self.settings.max_speed_mps,
         )
 
     def _ride_events(self, authenticator: Authenticator) -> EventsApi:

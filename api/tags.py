@@ -10,12 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from api.errors import invalid
 
+#: Combinations whose names are remembered.
+MASKS_KNOWN_MAX = 1024
+
 
 class Tags:
     """The deployment's tags, in the order of the settings."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
+        self._names_of: dict[int, list[str]] = {}
         self.bits: Mapping[str, int] = {name: 1 << place for place, name in enumerate(self.names)}
 
     def mask(self, names: Iterable[str]) -> int:
@@ -26,8 +30,13 @@ class Tags:
         return bits
 
     def of_mask(self, mask: int) -> list[str]:
-        """The names of these bits, sorted; a bit without a name is another deployment's."""
-        return sorted(name for name, bit in self.bits.items() if mask & bit)
+        """The names of these bits, sorted; a bit without a name is another deployment's. Not to be changed."""
+        names = self._names_of.get(mask)
+        if names is None:
+            if len(self._names_of) >= MASKS_KNOWN_MAX:
+                self._names_of.clear()
+            names = self._names_of[mask] = sorted(name for name, bit in self.bits.items() if mask & bit)
+        return names
 
 
 def known_tags(asked: Sequence[str], known: Sequence[str], pointer: str) -> tuple[str, ...]:

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import logging
 import sys
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from matcher.recording import BatchReport
 
 Sample = tuple[tuple[str, ...], float]
+
+#: The id of the request that is being answered; every line of the log that comes of it carries it.
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 class Tally(Collector):
@@ -42,6 +48,33 @@ class Tally(Collector):
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
         for labels, count in self.counts.items():
             family.add_metric(labels, count)
+        yield family
+
+
+class Durations(Collector):
+    """A histogram of seconds by labels, added up when somebody scrapes: adding costs two dict operations."""
+
+    def __init__(
+        self, registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...], buckets_s: tuple[float, ...]
+    ) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._buckets_s = buckets_s
+        #: By labels: the counts of each bucket alone, that beyond the last one, and the sum of seconds.
+        self._counted: dict[tuple[str, ...], list[float]] = {}
+        registry.register(self)
+
+    def add(self, *labels: str, seconds: float) -> None:
+        counted = self._counted.get(labels)
+        if counted is None:
+            counted = self._counted[labels] = [0.0] * (len(self._buckets_s) + 2)
+        counted[bisect_left(self._buckets_s, seconds)] += 1.0
+        counted[-1] += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        bounds = [*map(str, self._buckets_s), "+Inf"]
+        for labels, counted in list(self._counted.items()):
+            family.add_metric(labels, list(zip(bounds, accumulate(counted[:-1]), strict=True)), counted[-1])
         yield family
 
 
@@ -75,12 +108,12 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Histogram(
+        self.requests = Durations(
+            registry,
             "hexhail_request_seconds",
             "Time to answer a request, by route.",
-            ["method", "route", "status"],
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-            registry=registry,
+            ("method", "route", "status"),
+            buckets_s=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
         )
         self.problems = Tally(registry, "hexhail_problems", "Problems answered, by code.", ("code",))
         self.fixes = Tally(registry, "hexhail_fixes", "Position fixes received, by what became of them.", ("verdict",))
@@ -117,13 +150,19 @@ class Metrics:
         Reading(self.registry, name, text, read, labels)
 
 
+def with_request_id(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Looked up only where something is logged, which few requests do."""
+    request_id = REQUEST_ID.get()
+    return event if request_id is None else {"request_id": request_id, **event}
+
+
 def configure_logging(level: str, form: str) -> None:
     """Sends structlog and the standard library's logs to standard error.
 
     `form` is json, console, or auto: console on a terminal, JSON elsewhere.
     """
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        with_request_id,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

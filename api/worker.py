@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from api import service
+from api.heap import bound_the_heap
 from api.supervisor import KILL_AFTER_DRAIN_S, STARTED, StopSignals
 from api.telemetry import configure_logging
 from config.settings import Role, Settings
@@ -119,6 +120,7 @@ class _Process:
 
 
 def _run(process: _Process, beside: Beside | None = None) -> int:
+    bound_the_heap()
     gc.freeze()  # what the imports made stays for good: no collection needs to look at it again
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     flush_ms: Annotated[int, Field(ge=1, le=5_000)] = 100
     stale_after_s: Seconds = 30.0
     sweep_after_s: Seconds = 120.0
+    ack_interval_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = (
+        5.0  # a driver's socket hears that often
+    )
     max_speed_mps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 70.0  # a jump above it is implausible
     cell_resolution: Annotated[int, Field(ge=0, le=15)] = 8
 

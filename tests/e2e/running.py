@@ -38,6 +38,7 @@ def settings_for(folder: Path, **named: Any) -> Settings:
         "port": 0,
         "markets": (market(),),
         "flush_ms": 10,
+        "ack_interval_s": 0.1,
         "drain_s": 5.0,
     }
     return Settings(**(given | named))

@@ -102,7 +102,7 @@ async def test_an_idempotency_key_that_cannot_be_kept_is_refused(embedded: Runni
         ("DELETE", "/v1/rides", 405, "method-not-allowed"),
         ("PATCH", "/v1/rides", 405, "method-not-allowed"),
         ("POST", "/v1/trips/x/fly", 404, "not-found"),
-        ("POST", "/v1/drivers/nearby", 405, "method-not-allowed"),
+        ("DELETE", "/v1/drivers/nearby", 405, "method-not-allowed"),
     ],
 )
 async def test_what_is_not_there_is_a_problem_too(

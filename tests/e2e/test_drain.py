@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from api.service import build_service
-from tests.e2e.running import LAT, Running, running, settings_for
+from tests.e2e.running import LAT, Running, running, settings_for, until
 
 
 async def test_while_draining_probes_say_so_and_new_requests_are_sent_elsewhere(embedded: Running) -> None:
@@ -35,6 +37,35 @@ async def test_sockets_are_closed_with_1001_and_event_streams_end(tmp_path: Path
             async with asyncio.timeout(5):
                 await stream.read()
         await stopping
+
+
+async def test_a_driver_whose_sign_on_is_under_way_when_the_drain_begins_is_sent_away_too(tmp_path: Path) -> None:
+    async with running(settings_for(tmp_path), "api") as run:
+        await run.put_driver("d1")
+
+        async def is_signing_on() -> bool:
+            return run.service.sign_on_desk.waiting == 1
+
+        with closing(sqlite3.connect(tmp_path / "hexhail.db", isolation_level=None)) as another:
+            another.execute("BEGIN IMMEDIATE")
+            signing_on = asyncio.create_task(run.drive("d1", put=False))
+            await until(is_signing_on, what="the sign-on waits for the file")
+            stopping = asyncio.create_task(run.service.stop())
+            await asyncio.sleep(0)
+            assert run.service.draining.is_set()
+        assert await (await signing_on).closed(within_s=4.0) == 1001
+        await stopping
+
+
+async def test_an_event_stream_that_opens_while_the_others_are_ended_ends_too(embedded: Running) -> None:
+    """Its request was let in before the drain began, and the ride has been read since."""
+    ride = await embedded.ride()
+    assert embedded.service._events is not None
+    embedded.service._events.close_all()
+    headers = {"Authorization": f"Bearer {embedded.token_of('client:ann')}"}
+    async with embedded.http.get(f"{embedded.base_url}/v1/rides/{ride['id']}/events", headers=headers) as stream:
+        async with asyncio.timeout(5):
+            await stream.read()
 
 
 async def test_every_ride_that_was_acknowledged_during_the_drain_is_in_the_database(tmp_path: Path) -> None:

@@ -85,6 +85,24 @@ async def test_k_limit_class_and_seats_narrow_the_search(embedded: Running) -> N
     assert await found("class=boat") == []
 
 
+async def test_the_same_question_is_answered_the_same_however_it_is_written(embedded: Running) -> None:
+    """In another order, with escapes, or with a parameter twice, of which the first counts; and again."""
+    for place in range(3):
+        await (await embedded.drive(f"d{place}")).stands(LAT + 0.001 * place)
+    plain = f"lat={LAT}&lon={LON}&k=2&seats=1"
+    written = [plain, f"k=2&lat={LAT}&seats=1&lon={LON}", plain.replace("k=2", "%6b=%32"), plain + "&k=1&lat=0&lon=0"]
+    for query in [*written, *written]:
+        answer = await embedded.call("GET", f"/v1/drivers/nearby?{query}", "client:ann")
+        assert [each["driver_id"] for each in answer.body["items"]] == ["d0", "d1"], query
+
+
+@pytest.mark.parametrize("name", ["access_token", "access%5Ftoken", "%61ccess_token"])
+async def test_a_token_in_the_address_is_refused_however_its_name_is_written(embedded: Running, name: str) -> None:
+    """P11"""
+    answer = await embedded.call("GET", f"/v1/drivers/nearby?lat={LAT}&lon={LON}&{name}=x", "client:ann")
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+
+
 async def test_drivers_are_found_by_what_their_vehicles_offer(embedded: Running) -> None:
     await embedded.put_driver("both", tags=["wheelchair", "child_seat"])
     await embedded.put_driver("one", tags=["wheelchair"])

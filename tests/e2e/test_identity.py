@@ -35,6 +35,7 @@ ACTIONS: dict[str, tuple[str, str, object]] = {
     "events": ("GET", "/v1/rides/{ride}/events?last_event_id=999", None),
     "cancel": ("POST", "/v1/rides/{ride}/cancel", {"reason": "a test"}),
     "nearby": ("GET", f"/v1/drivers/nearby?lat={LAT}&lon={LON}", None),
+    "nearby many": ("POST", "/v1/drivers/nearby", {"points": [PLACE]}),
     "put d1": ("PUT", "/v1/drivers/d1", {"seats": 4}),
     "get d1": ("GET", "/v1/drivers/d1", None),
     "stream d1": ("GET", "/v1/drivers/d1/stream", None),
@@ -48,13 +49,13 @@ ACTIONS: dict[str, tuple[str, str, object]] = {
 #: The ride is completed when the actions run, so that "allowed" is 204, 409 or 426 where it would change something,
 #: and 200 where it had been done.
 EXPECTED = {
-    "ann": [201, 200, 200, 204, 409, 200, 403, 403, 403, 403, 403, 200, 200, 403, 409],
-    "bob": [201, 200, 404, 404, 404, 200, 403, 403, 403, 403, 403, 404, 200, 403, 404],
-    "d1": [403, 403, 403, 403, 403, 403, 200, 200, 426, 200, 409, 403, 403, 403, 403],
-    "d2": [403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403],
-    "fleet": [403, 403, 403, 403, 403, 200, 200, 200, 426, 200, 409, 403, 403, 403, 403],
-    "fleet2": [403, 403, 403, 403, 403, 200, 403, 403, 403, 403, 403, 403, 403, 403, 403],
-    "admin": [201, 200, 200, 204, 409, 200, 200, 200, 426, 200, 409, 200, 200, 404, 409],
+    "ann": [201, 200, 200, 204, 409, 200, 200, 403, 403, 403, 403, 403, 200, 200, 403, 409],
+    "bob": [201, 200, 404, 404, 404, 200, 200, 403, 403, 403, 403, 403, 404, 200, 403, 404],
+    "d1": [403, 403, 403, 403, 403, 403, 403, 200, 200, 426, 200, 409, 403, 403, 403, 403],
+    "d2": [403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403],
+    "fleet": [403, 403, 403, 403, 403, 200, 200, 200, 200, 426, 200, 409, 403, 403, 403, 403],
+    "fleet2": [403, 403, 403, 403, 403, 200, 200, 403, 403, 403, 403, 403, 403, 403, 403, 403],
+    "admin": [201, 200, 200, 204, 409, 200, 200, 200, 200, 426, 200, 409, 200, 200, 404, 409],
     "nobody": [401] * len(ACTIONS),
 }
 #: What every token may do.
@@ -70,6 +71,10 @@ CLIENTS_ACTIONS: dict[str, tuple[str, str, object, int]] = {
     "delete webhook": ("DELETE", "/v1/webhook", None, 204),
     "deliveries": ("GET", "/v1/webhook/deliveries", None, 200),
     "retry": ("POST", "/v1/webhook/deliveries/retry", None, 200),
+}
+#: What a fleet's gateway does.
+FLEETS_ACTIONS: dict[str, tuple[str, str, object, int]] = {
+    "fleet stream": ("GET", "/v1/fleet/stream", None, 426),
 }
 WHY = {"reason": "a test"}
 #: What only an admin may do, and what it is answered then.
@@ -108,8 +113,13 @@ async def test_each_identity_may_do_exactly_what_is_its_own(embedded: Running, w
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize(
     ("actions", "roles"),
-    [(EVERYONES_ACTIONS, set(Role)), (CLIENTS_ACTIONS, {Role.CLIENT, Role.ADMIN}), (ADMINS_ACTIONS, {Role.ADMIN})],
-    ids=["everyone's", "clients'", "admins'"],
+    [
+        (EVERYONES_ACTIONS, set(Role)),
+        (CLIENTS_ACTIONS, {Role.CLIENT, Role.ADMIN}),
+        (FLEETS_ACTIONS, {Role.FLEET, Role.ADMIN}),
+        (ADMINS_ACTIONS, {Role.ADMIN}),
+    ],
+    ids=["everyone's", "clients'", "fleets'", "admins'"],
 )
 async def test_each_role_may_do_exactly_what_is_for_it(
     embedded: Running, who: str, actions: dict[str, tuple[str, str, object, int]], roles: set[Role]
@@ -130,7 +140,8 @@ async def test_each_role_may_do_exactly_what_is_for_it(
 def test_every_route_is_tried_by_every_role(tmp_path: Path) -> None:
     """A route that is added has to be added above."""
     tried = [(method, path) for method, path, _ in ACTIONS.values()]
-    tried += [each[:2] for table in (EVERYONES_ACTIONS, CLIENTS_ACTIONS, ADMINS_ACTIONS) for each in table.values()]
+    tables = (EVERYONES_ACTIONS, CLIENTS_ACTIONS, FLEETS_ACTIONS, ADMINS_ACTIONS)
+    tried += [each[:2] for table in tables for each in table.values()]
     paths = {(method, path.partition("?")[0]) for method, path in tried}
     untried = [
         f"{route.method} {route.resource.canonical}"

@@ -26,7 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = "replay-secret-of-forty-characters-in-all"
 ZERO_S = 1_384_790_400  # a full minute
 DRIVERS = 40
-SETTINGS = {"HEXHAIL_MAX_SPEED_MPS": "5000", "HEXHAIL_LEASE_S": "2", "HEXHAIL_LOG_FORMAT": "json"}
+SETTINGS = {
+    "HEXHAIL_MAX_SPEED_MPS": "5000",
+    "HEXHAIL_LEASE_S": "2",
+    "HEXHAIL_LOG_FORMAT": "json",
+    "HEXHAIL_ACK_INTERVAL_S": "0.5",  # a run ends once its last positions have been acknowledged
+}
 #: 40 times life: the city's 240 recorded seconds of rides take 6, deadlines of 600 s are 15.
 PLAY = ("--speed", "40", "--driver-speed-mps", "12", "--json", "--drain-s", "60", "--boarding-s", "5")
 CITY_S = 240
@@ -270,8 +275,29 @@ async def test_a_recorded_city_plays_through_two_api_processes_and_a_matcher(
 
 
 def role_of(process: psutil.Process) -> str:
-    words = process.cmdline()
+    """Empty for what is no worker, or has ended."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return ""
     return words[words.index("--role") + 1] if "worker" in words else ""
+
+
+async def busy_child(pid: int, role: str) -> psutil.Process:
+    """The process of that role with most connections, once drivers' sockets are open to API processes."""
+    async with asyncio.timeout(60.0):
+        while True:
+            children = psutil.Process(pid).children(recursive=True)
+            if any(role_of(child) == "api" and sockets_of(child) >= DRIVERS // 4 for child in children):
+                return max((child for child in children if role_of(child) == role), key=sockets_of)
+            await asyncio.sleep(0.1)
+
+
+def sockets_of(process: psutil.Process) -> int:
+    try:
+        return sum(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp"))
+    except psutil.Error:  # it has ended just now
+        return 0
 
 
 @pytest.mark.chaos
@@ -286,9 +312,8 @@ async def test_the_books_agree_though_processes_are_killed_and_redis_is_flushed(
         "--url", shared.url, *PLAY,
     )  # fmt: skip
     for role in ("matcher", "api"):
-        await asyncio.sleep(4.0)
-        children = psutil.Process(shared.pid).children(recursive=True)
-        victim = next(child for child in children if role_of(child) == role)
+        victim = await busy_child(shared.pid, role)
+        await asyncio.sleep(2.0)
         victim.send_signal(signal.SIGKILL)
     await asyncio.sleep(2.0)
     with redis_client(redis_url) as client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -22,6 +24,19 @@ from matcher.model import (
     TripState,
 )
 from tests.announcers import ANNA, BEN, NYC, R1, R2, Book, LossyHints, running, until
+
+
+class SlowHints(LossyHints):
+    """Hints that are published while the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def publish(self, hints: Sequence[Hint]) -> None:
+        await self.gate.wait()
+        await super().publish(hints)
 
 
 @pytest.fixture
@@ -269,6 +284,23 @@ async def test_closing_sends_what_waits_and_ends_the_listeners(book: Book, hints
             assert (listener.ended, listener.closed) == (True, Closed.GOING_AWAY)
             with announcer.ride_listener(R2, 0) as late:
                 assert late.ended
+
+
+async def test_closing_waits_for_hints_that_are_being_published_while_others_are_marked(book: Book) -> None:
+    hints = SlowHints()
+    async with running(book, hints) as announcer:
+        announcer.announce([book.happen(R1)])
+        await until(lambda: R1 in {hint.ride_id for hint in hints.published})
+        hints.gate.clear()
+        announcer.announce([book.happen(R2)])
+        await until(lambda: (R1, 1) not in book.pending)  # marked while the second is on its way
+        closing = asyncio.create_task(announcer.close(5.0))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        hints.gate.set()
+        await closing
+    assert not book.pending
 
 
 async def test_a_session_hears_that_its_drivers_row_was_written_elsewhere(book: Book, hints: LossyHints) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from api.outbox import ANSWERS_BYTES_MAX, ERRORS_MAX, TRIPS_MAX, Outbox
+from api.outbox import ANSWERS_BYTES_MAX, ERRORS_MAX, TRIPS_MAX, Outbox, Wake
 from api.schema import DoneFrame, ErrorFrame, QueueFrame, StatusChangedFrame
 from geo.model import DriverId, LatLng, MarketId
 from matcher.model import ClientId, Code, Ride, RideId, RideState, Slot, Trip, TripId, TripState
@@ -71,6 +71,31 @@ def test_acknowledgements_are_cumulative_and_never_go_back() -> None:
     assert taken(box) == [{"type": "ack", "seq": 7}]
     box.ack(7)
     assert taken(box) == []
+
+
+def test_what_is_published_is_acknowledged_with_whatever_leaves_next() -> None:
+    box, called = outbox(), list[str]()
+    assert isinstance(box.wake, Wake)
+    box.wake.on_set = lambda: called.append("writer")
+    box.published(4)
+    assert called == []
+    box.error(ErrorFrame("offline", "the driver is offline"))
+    assert called == ["writer"]
+    assert [each["type"] for each in taken(box)] == ["error", "ack"]
+    box.ack(4)  # has been told
+    assert called == ["writer"]
+
+
+def test_a_writer_is_called_once_for_all_that_waits() -> None:
+    box, called = outbox(), list[str]()
+    assert isinstance(box.wake, Wake)
+    box.wake.on_set = lambda: called.append("writer")
+    for seq in (1, 2, 3):
+        box.ack(seq)
+    assert called == ["writer"]
+    taken(box)
+    box.ack(4)
+    assert called == ["writer"] * 2
 
 
 def test_of_a_ride_only_the_newest_state_is_sent() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from api.positions import PositionFlusher, Track, Verdict
 from api.schema import PositionItem
 from api.telemetry import Metrics
-from geo.feed import FeedUnavailable, Follower, Published
+from geo.cells import cell_of
+from geo.feed import FeedUnavailable, Fixes, Follower, Published
 from geo.index import DriverIndex
 from geo.model import DriverId, Fix, MarketId, Removal
+from geo.records import PositionBatch
 
 MARKET = MarketId("m")
 
@@ -34,18 +37,25 @@ class RecordingFeed:
     """A feed that keeps what it was given, and can be switched off."""
 
     def __init__(self) -> None:
+        self.resolution = 8
         self.down = False
         self.outdated: tuple[DriverId, ...] = ()
         self.fixes: list[Fix] = []
+        self.cells: list[int] = []
         self.removals: list[Removal] = []
 
-    async def publish(self, market: MarketId, fixes: Sequence[Fix], removals: Sequence[Removal] = ()) -> Published:
+    async def publish(self, market: MarketId, fixes: Fixes, removals: Sequence[Removal] = ()) -> Published:
         await asyncio.sleep(0)
         if self.down:
             raise FeedUnavailable("switched off")
-        self.fixes += fixes
+        assert isinstance(fixes, PositionBatch)
+        rows = fixes.records.tolist()
+        self.cells += [int(row[1]) for row in rows]
+        taken = DriverIndex(resolution=0, stale_after_ms=1)
+        taken.apply(fixes)
+        self.fixes += [fix for each in fixes.ids if (fix := taken.held(each, 0)) is not None]
         self.removals += removals
-        return Published(len(fixes), self.outdated)
+        return Published(len(rows), self.outdated)
 
     def follow(self, market: MarketId, index: DriverIndex) -> Follower:
         raise NotImplementedError
@@ -112,7 +122,7 @@ def test_a_fix_says_what_the_vehicle_offers_now() -> None:
     one = track()
     one.take(item(1), 0.0)
     assert one.to_fix(0.0).tags == 5
-    one.tags = 1
+    one.drives("standard", 4, 1)
     assert one.to_fix(0.0).tags == 1
 
 
@@ -203,6 +213,58 @@ async def test_only_the_newest_of_a_driver_is_published_and_it_acknowledges_all(
     assert await bench.flusher.flush()
     assert [(each.driver_id, each.lat) for each in bench.feed.fixes] == [("d", 40.7 + 3 / 8192)]
     assert acks == [3]
+
+
+async def test_a_flush_publishes_exactly_what_a_fix_says() -> None:
+    bench = Bench()
+    one = track()
+    for seq, (heading, speed) in enumerate([(271.5, 8.25), (360.0, 0.0), (-1.0, 301.0), (None, None)], 1):
+        bench.take(one, PositionItem(seq, 40.7 + seq / 8192, -74.0, 250, heading, speed))
+        await bench.flusher.flush()
+        assert bench.feed.fixes[-1] == replace(one.to_fix(bench.clock()), driver_id=DriverId("d"))
+
+
+async def test_a_driver_s_cell_follows_it_within_a_tenth_of_its_edges() -> None:
+    """A cell names a bucket: it may be some 80 m late, never more."""
+    bench = Bench()
+    one = track()
+    for step in range(200):
+        lat = 40.7 + step * 0.0002
+        bench.take(one, item(step, lat))
+        await bench.flusher.flush()
+        cells = {cell_of(lat + shift, -74.0, 8) for shift in (-0.0007, 0.0, 0.0007)}
+        assert bench.feed.cells[-1] in cells
+    bench.feed.resolution = 12  # a cell is smaller than that here
+    bench.take(one, item(1000, 40.7398001))
+    await bench.flusher.flush()
+    assert bench.feed.cells[-1] == cell_of(40.7398001, -74.0, 12)
+
+
+async def test_a_flood_of_one_driver_costs_one_position_a_flush() -> None:
+    """P10: 400 positions in a second, where the mean is 5, are the newest one and no more memory."""
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    bench.flusher.join(one)
+    for seq in range(400):
+        bench.take(one, item(seq, 40.7 + seq * 1e-6))
+        assert len(bench.flusher) == 1
+    await bench.flusher.flush()
+    assert [each.lat for each in bench.feed.fixes] == [40.7 + 399 * 1e-6]
+    assert acks == [399]
+    assert bench.metrics.fixes.counts[("taken",)] == 400
+    assert bench.metrics.published.total() == 1
+
+
+async def test_acknowledgements_come_at_once_and_then_once_in_their_interval() -> None:
+    bench, acks = Bench(), list[int]()
+    one = track(acks=acks)
+    one.ack_interval_s = 5.0
+    for seq in range(1, 13):
+        bench.take(one, item(seq, 40.7 + seq * 1e-6))
+        await bench.flusher.flush()
+        assert one.published == seq
+        bench.clock.now_s += 1.0
+    assert acks == [1, 6, 11]
 
 
 async def test_a_fix_ages_by_the_monotonic_clock_while_it_waits() -> None:
@@ -300,6 +362,43 @@ async def test_an_old_session_neither_publishes_nor_removes_once_a_newer_has_joi
     bench.flusher.remove(old)
     await bench.flusher.flush()
     assert (bench.feed.fixes, bench.feed.removals) == ([], [])
+
+
+async def test_a_sign_off_that_could_not_be_published_is_forgotten_once_a_newer_session_has_joined() -> None:
+    """P7: as it is outdated by then, the newer session would be taken for it, and ended."""
+    bench, old, new = Bench(), track(epoch=1), track(epoch=2)
+    bench.flusher.join(old)
+    bench.flusher.remove(old)
+    bench.feed.down = True
+    flushing = asyncio.create_task(bench.flusher.flush())
+    await asyncio.sleep(0)
+    bench.flusher.join(new)
+    assert not await flushing
+    bench.feed.down = False
+    bench.take(new, item(1))
+    assert await bench.flusher.flush()
+    assert [fix.epoch for fix in bench.feed.fixes] == [2]
+    assert bench.feed.removals == []
+
+
+async def test_a_session_that_is_over_hears_that_its_last_fix_was_dropped() -> None:
+    bench, dropped = Bench(), list[str]()
+    for name in ("back", "late"):
+        one = track(name)
+        one.on_dropped = lambda name=name: dropped.append(name)  # type: ignore[misc]
+        bench.flusher.join(one)
+        bench.take(one, item(1))
+        bench.flusher.leave(one)
+    bench.feed.down = True
+    assert not await bench.flusher.flush()
+    assert dropped == []
+    bench.flusher.join(track("back", epoch=2))
+    assert dropped == ["back"]
+    flushing = asyncio.create_task(bench.flusher.flush())
+    await asyncio.sleep(0)
+    bench.clock.now_s += 31.0
+    assert not await flushing
+    assert dropped == ["back", "late"]
 
 
 async def test_an_older_session_that_joins_late_takes_nothing_from_the_newer_one() -> None:
