@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks import page
+from benchmarks.subject_page import footer_of, goals_table
 
 
 def write(folder: Path, result: dict[str, Any]) -> Path:
     """Raises NoPlots."""
     ours = result["ours"]
     sections = [
-        ("Goals", "Each a ratio of two sides measured in one run.", _goals(result)),
+        ("Goals", "Each a ratio of two sides measured in one run.", goals_table(result)),
         ("Growth", "Even batches of constant density, twice as many drivers as rides.", _growth(ours["growth"])),
         (
             "Scarcity",
@@ -21,16 +21,7 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
             _scarcity(ours["scarcity"]),
         ),
     ]
-    footer = f"commit {result['commit']}; {json.dumps(result['machine'])}; {json.dumps(result['versions'])}"
-    return page.write_page(folder, "Batches assigned", sections, footer)
-
-
-def _goals(result: dict[str, Any]) -> str:
-    rows = [
-        (name, f"{measured:g}", f"{goal:g}", "met" if met else "missed")
-        for name, (measured, goal, met) in result["goals"].items()
-    ]
-    return page.table_of(("ratio", "measured", "goal", ""), rows)
+    return page.write_page(folder, "Batches assigned", sections, footer_of(result))
 
 
 def _growth(rows: list[dict[str, Any]]) -> str:

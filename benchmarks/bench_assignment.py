@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ from rich.table import Table
 from benchmarks import assignment_page
 from benchmarks import assignment_peers as peers
 from benchmarks.batches import even, scarce
+from benchmarks.failures import NotMeasured
+from benchmarks.goals import Goal, judged, not_measured
 from benchmarks.loop_stall import loop_stall
 from benchmarks.machine import figures, versions
+from benchmarks.rounds import Ratio, interleaved, ratio_of
+from benchmarks.tell import Teller
 from matcher import optimum
 from matcher.problem import STEPS_PER_S, Problem, Solution
 
@@ -36,28 +40,26 @@ LAPX_RIDES = 1000
 QUICK_SHARE = 0.1
 #: How long the event loop is watched, idle and busy.
 LOOP_S = 12.0
-GOALS = {
-    "even_vs_dense": 20.0,
-    "scarce_vs_dense": 10.0,
-    "scarce_vs_ortools": 1.0,
-    "growth_10x": 15.0,
-    "loop_stall_ms": 20.0,
-}
-AT_MOST = frozenset({"growth_10x", "loop_stall_ms"})
+GOALS = (
+    Goal("even_vs_dense", 20.0),
+    Goal("scarce_vs_dense", 10.0),
+    Goal("scarce_vs_ortools", 1.0),
+    Goal("growth_10x", 15.0, at_most=True),
+    Goal("loop_stall_ms", 20.0, at_most=True),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of every size: for a look, not for figures")
 
 
-class Disagreement(Exception):
+class Disagreement(NotMeasured):
     """A peer found another optimum: nothing that was measured counts."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    console = Console(stderr=args.json)
-    share = QUICK_SHARE if args.quick else 1.0
-    bench = _Bench(args.rounds, args.seed, share, console)
+    tell = Teller(json=args.json)
+    bench = _Bench(args.rounds, args.seed, QUICK_SHARE if args.quick else 1.0, tell)
     optimum.solve(even(300, 600, 1), compare=True, near=4)  # compiled now, not while measured
     optimum.solve(scarce(600, 300, 1))
     ours: dict[str, Any] = {}
@@ -65,45 +67,45 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     bench.even_and_scarce(ours, others)
     ours["growth"] = bench.growth()
     ours["scarcity"] = bench.scarcity()
-    console.print("the event loop while batches are solved beside it ...")
+    tell("the event loop while batches are solved beside it")
     ours["loop"] = loop_stall(scarce(bench.size(10_000), bench.size(5000), args.seed), LOOP_S)
-    ratios = _ratios(ours, others)
+    measured = _ratios(bench.seconds)
+    ratios = {name: round(ratio.median, 3) for name, ratio in measured.items()}
+    ratios["loop_stall_ms"] = ours["loop"]["stall_ms"]
     result = {
         "versions": versions("numpy", "scipy", "numba", "ortools", "lapx"),
         "quick": args.quick,
         "ours": ours,
         "peers": others,
         "ratios": ratios,
-        "goals": {name: _goal(name, ratios[name], goal) for name, goal in GOALS.items() if name in ratios},
+        "noise": {name: ratio.noise for name, ratio in measured.items()},
+        "goals": judged(ratios, GOALS),
+        "not_measured": not_measured(ratios, GOALS),
     }
-    _show(console, result)
+    _show(tell.console, result)
     return result
 
 
-def _goal(name: str, measured: float, goal: float) -> list[Any]:
-    return [measured, goal, measured <= goal if name in AT_MOST else measured >= goal]
-
-
-def _ratios(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, float]:
-    def times(peer: str, mine: str) -> float:
-        return round(float(others[peer]["median_s"]) / float(ours[mine]["median_s"]), 3)
-
-    ratios = {"even_vs_dense": times("even_dense", "even"), "scarce_vs_dense": times("scarce_dense", "scarce")}
-    if "scarce_ortools" in others:
-        ratios["scarce_vs_ortools"] = times("scarce_ortools", "scarce")
-        ratios["even_vs_ortools"] = times("even_ortools", "even")
-    by_size = {row["rides"]: row["median_s"] for row in ours["growth"]}
-    sizes = sorted(by_size)
-    ratios["growth_10x"] = round(by_size[sizes[-1]] / by_size[sizes[GROWTH.index(TENTH)]], 3)
-    ratios["loop_stall_ms"] = ours["loop"]["stall_ms"]
-    if "lapx_small" in others:
-        ratios["small_vs_lapx"] = round(others["lapx_small"]["median_s"] / by_size[sizes[0]], 3)
-    return ratios
+def _ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Ratio]:
+    """What is slower stands above; a growth is the last size by the one a tenth of it."""
+    sides = {
+        "even_vs_dense": ("even_dense", "even"),
+        "scarce_vs_dense": ("scarce_dense", "scarce"),
+        "scarce_vs_ortools": ("scarce_ortools", "scarce"),
+        "even_vs_ortools": ("even_ortools", "even"),
+        "growth_10x": (f"growth_{GROWTH[-1]}", f"growth_{TENTH}"),
+        "small_vs_lapx": ("lapx_small", f"growth_{GROWTH[0]}"),
+    }
+    return {
+        name: ratio_of(seconds[above], seconds[below]) for name, (above, below) in sides.items() if above in seconds
+    }
 
 
 class _Bench:
-    def __init__(self, rounds: int, seed: int, share: float, console: Console) -> None:
-        self._rounds, self._seed, self._share, self._console = rounds, seed, share, console
+    def __init__(self, rounds: int, seed: int, share: float, tell: Teller) -> None:
+        self._rounds, self._seed, self._share, self._tell = rounds, seed, share, tell
+        #: Every round of what a ratio is made of.
+        self.seconds: dict[str, list[float]] = {}
 
     def size(self, count: int) -> int:
         return max(20, round(count * self._share))
@@ -113,32 +115,29 @@ class _Bench:
             ("even", even(self.size(5000), self.size(10_000), self._seed)),
             ("scarce", scarce(self.size(10_000), self.size(5000), self._seed)),
         ):
-            self._console.print(f"{name}: {problem.n_rides} rides x {problem.n_drivers} drivers ...")
+            self._tell(f"{name}: {problem.n_rides} rides x {problem.n_drivers} drivers")
             solution = optimum.solve(problem)
             times = self._interleaved(_sides(problem, solution))
+            self.seconds |= {name: times["ours"]} | {f"{name}_{each}": times[each] for each in times if each != "ours"}
             ours[name] = figures(times.pop("ours")) | _facts(solution)
             others |= {f"{name}_{peer}": figures(seconds) for peer, seconds in times.items()}
         if peers.has("lap"):
             problem = even(self.size(LAPX_RIDES), 2 * self.size(LAPX_RIDES), self._seed)
             solution = optimum.solve(problem)
             times = self._interleaved({"lapx": partial(_peer, "lapx", peers.lapx_cost_s, problem, solution)})
+            self.seconds["lapx_small"] = times["lapx"]
             others["lapx_small"] = figures(times["lapx"]) | {"rides": problem.n_rides, "drivers": problem.n_drivers}
 
     def _interleaved(self, sides: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(self._rounds):
-            for name, call in sides.items():
-                began = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - began)
-        return times
+        return interleaved({name: partial(_seconds, call) for name, call in sides.items()}, self._rounds)
 
     def growth(self) -> list[dict[str, Any]]:
         """Even batches of constant density. The ends of the tenfold step are measured in turn, like peers."""
         problems = {rides: even(rides, 2 * rides, self._seed) for rides in map(self.size, GROWTH)}
-        self._console.print(f"growth: {', '.join(map(str, problems))} rides ...")
+        self._tell(f"growth: {', '.join(map(str, problems))} rides")
         facts = {rides: _facts(optimum.solve(problem)) for rides, problem in problems.items()}
         times = self._interleaved({str(rides): partial(optimum.solve, each) for rides, each in problems.items()})
+        self.seconds |= {f"growth_{size}": times[str(self.size(size))] for size in GROWTH}
         return [
             {"rides": rides, "drivers": 2 * rides, **figures(times[str(rides)]), **facts[rides]} for rides in problems
         ]
@@ -146,7 +145,7 @@ class _Bench:
     def scarcity(self) -> list[dict[str, Any]]:
         """Waiting rides of 0.5 to 10 times the drivers, around other centres than these."""
         drivers, rows = self.size(SCARCE_DRIVERS), []
-        self._console.print(f"scarcity: {', '.join(f'{each:g}' for each in SCARCE_TIMES)} rides a driver ...")
+        self._tell(f"scarcity: {', '.join(f'{each:g}' for each in SCARCE_TIMES)} rides a driver")
         for times_drivers in SCARCE_TIMES:
             problem = scarce(round(drivers * times_drivers), drivers, self._seed)
             solution = optimum.solve(problem, compare=True)
@@ -160,6 +159,12 @@ class _Bench:
                 | {"gain_over_greedy": round(solution.greedy_s / solution.cost_s - 1.0, 5)}
             )
         return rows
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began_s = time.perf_counter()
+    call()
+    return time.perf_counter() - began_s
 
 
 def _sides(problem: Problem, solution: Solution) -> dict[str, Callable[[], Any]]:

@@ -99,6 +99,7 @@ async def _demo(args: argparse.Namespace, console: Console, data_dir: Path) -> i
     settings = {
         # Positions move `speed` times faster than life, and so do the limits for them.
         "HEXHAIL_MAX_SPEED_MPS": f"{max(70.0, 3 * DRIVER_SPEED_MPS * args.speed):g}",
+        "HEXHAIL_ACK_INTERVAL_S": "1",  # the demo ends once its last positions have been acknowledged
         "HEXHAIL_SOCKETS_MAX": str(max(15_000, 2 * args.drivers)),
     }
     if args.offers:

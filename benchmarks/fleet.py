@@ -157,8 +157,11 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def settle(self, within_s: float = 1.0) -> None:
-        """Waits a little for the acknowledgements of the last positions; call it when the beat has ended."""
+    async def settle(self, within_s: float = 8.0) -> None:
+        """Waits for the acknowledgements of the last positions, which come every few seconds (`ack_interval_s`).
+
+        Call it when the beat has ended.
+        """
         stop_s = time.monotonic() + within_s
         while time.monotonic() < stop_s:
             sent, acked = self.positions()

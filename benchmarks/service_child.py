@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from api.client import DispatchClient
+from benchmarks.failures import NotMeasured
 
 START_S_MAX = 30.0
 DRAIN_S = 5.0
@@ -29,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 LOG_NAME = "service.log"
 
 
-class NotStarted(Exception):
+class NotStarted(NotMeasured):
     """The service did not come up; the text holds what it said."""
 
 

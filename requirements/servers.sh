@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the servers that the tests start for themselves (Redis and MariaDB), where they are missing.
+# Installs the servers that tests and measurements start for themselves (Redis and MariaDB), where they are missing.
 # Nothing is needed for a server that HEXHAIL_TEST_REDIS_URL or HEXHAIL_TEST_DATABASE_URL names.
 set -eu
 here=$(dirname "$0")
@@ -23,7 +23,7 @@ if have apt-get; then
 fi
 
 cat >&2 <<END
-The tests start a Redis and a MariaDB of their own, and these are missing: ${missing# }
+Tests and measurements start a Redis and a MariaDB of their own, and these are missing: ${missing# }
 Install them and run make again:
   macOS     brew install redis mariadb
   Fedora    dnf install redis mariadb-server

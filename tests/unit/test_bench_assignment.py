@@ -15,6 +15,7 @@ from benchmarks import assignment_peers as peers
 from benchmarks import bench, bench_assignment
 from benchmarks.batches import even, scarce
 from benchmarks.bench_assignment import Disagreement
+from benchmarks.goals import Goal
 from matcher import optimum
 from matcher.problem import STEPS_PER_S
 
@@ -55,7 +56,7 @@ def test_the_last_line_is_one_object_with_ratios_and_goals(capsys: pytest.Captur
 
 @pytest.mark.usefixtures("small")
 def test_a_missed_goal_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bench_assignment.GOALS, "even_vs_dense", 1e9)
+    monkeypatch.setattr(bench_assignment, "GOALS", (Goal("even_vs_dense", 1e9),))
     assert run("--quick", "--rounds", "1", "--gate") == bench.EXIT_GOAL_MISSED
 
 
