@@ -74,6 +74,7 @@ class Disagreement(NotMeasured):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(rounds=5)
     parser.add_argument("--quick", action="store_true", help="a fiftieth of every size: for a look, not for figures")
     parser.add_argument("--tile38", metavar="HOST:PORT", help="a Tile38 that runs already; its key `fleet` is replaced")
     parser.add_argument("--postgis", metavar="DSN", help="a PostgreSQL with PostGIS; needs psycopg")

@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def commit() -> str:
-    """The commit this runs from, with a + where files differ from it; "unknown" outside a checkout."""
+    """The commit this runs from, with a + where files differ from it (records aside); "unknown" outside a checkout."""
     try:
         name = _git("rev-parse", "--short=12", "HEAD")
-        return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results.jsonl")
+        return name + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -94,7 +94,7 @@ class RideDesk:
         store: RideStore,
         announcer: Announces,
         *,
-        gather_ms: float = 3.0,
+        gather_ms: float = 6.0,
         group_max: int = 200,
         groups_max: int = 2,
         waiting_max: int = 2000,
