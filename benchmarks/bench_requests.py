@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pymysql
-
 from api.auth import Role, make_token
 from benchmarks import requests_page
 from benchmarks.arguments import positive_int
@@ -216,7 +214,7 @@ def _result(rounds: Mapping[str, Sequence[Round]], rate: float, seconds: float, 
     }
     ratios = {name: rounded(ratio.median) or math.nan for name, ratio in measured.items()}
     return {
-        "versions": versions("aiohttp", "uvloop", "msgspec", "aiomysql") | {"pymysql": pymysql.__version__},
+        "versions": versions("aiohttp", "uvloop", "msgspec", "aiomysql", "pymysql"),
         "quick": quick,
         "rate_per_s": rate,
         "seconds": seconds,

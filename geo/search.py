@@ -87,7 +87,7 @@ def in_tenths(floats: Any, whole: Any, s_per_m: float, steps_per_s: float) -> An
         drive_s = np.rint(away_m * s_per_m * steps_per_s) / steps_per_s
         told[i, 0], told[i, 1] = floats[i, 1], floats[i, 2]
         told[i, 2], told[i, 3] = np.rint(away_m * 10.0) / 10.0, np.rint(drive_s * 10.0) / 10.0
-        told[i, 4] = np.rint(whole[i, 2] * 1e-3 * 10.0) / 10.0
+        told[i, 4] = np.rint(whole[i, 2] / 1000.0 * 10.0) / 10.0
     return told
 
 

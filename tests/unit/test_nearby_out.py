@@ -28,7 +28,7 @@ def test_distances_ages_and_times_to_the_pickup_are_in_tenths_and_halves_go_to_e
     items = nearby_out(found_of(away_m, age_ms), MARKET, frozenset(), Tags([]))
     assert [each.distance_m for each in items] == (np.rint(away_m * 10.0) / 10.0).tolist()
     assert [each.pickup_s for each in items] == (np.rint(MARKET.pickup_s(away_m) * 10.0) / 10.0).tolist()
-    assert [each.age_s for each in items] == (np.rint(age_ms * 1e-3 * 10.0) / 10.0).tolist()
+    assert [each.age_s for each in items] == np.round(age_ms / 1000.0, 1).tolist()
 
 
 def test_each_driver_is_described_with_its_own_columns() -> None:
