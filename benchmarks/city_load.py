@@ -156,10 +156,11 @@ class Load:
 
     async def finish(self, path: str) -> dict[str, Any]:
         """Lets the trips under way run out quickly, signs everybody off and writes down what was seen."""
+        # No positions any more: a trip cut short would move its driver faster than the service believes.
+        self._positions.rate(0.0, time.monotonic())
         self.fleet.hurry(HURRY_S)
         stop_at = time.monotonic() + HURRY_S + SETTLE_BESIDE_S
         await _until(lambda: not self.fleet.busy, stop_at)
-        self._positions.rate(0.0, time.monotonic())
         await _until(lambda: not self.fleet.unacked, time.monotonic() + ACKED_S_MAX)
         unacked, unapplied, busy = self.fleet.unacked, self.watch.unapplied, self.fleet.busy
         await self.watch.stop()

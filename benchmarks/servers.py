@@ -238,6 +238,7 @@ class MariaServer(Server):
             "--no-defaults",
             *_as_root(),
             f"--datadir={self.folder / 'data'}",
+            f"--tmpdir={self.folder}",  # a server that starts clears what others keep in a shared one
             f"--socket={self.folder / 'sock'}",
             f"--pid-file={self.folder / 'pid'}",
             f"--init-file={self.folder / 'init.sql'}",
@@ -271,7 +272,14 @@ def _maria_template() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="hexhail-mariadb-template-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     install = find_program("mariadb-install-db", "mysql_install_db")
-    command = [install, "--no-defaults", *_as_root(), f"--datadir={folder}", "--auth-root-authentication-method=normal"]
+    command = [
+        install,
+        "--no-defaults",
+        *_as_root(),
+        f"--datadir={folder}",
+        f"--tmpdir={folder}",
+        "--auth-root-authentication-method=normal",
+    ]
     _install([*command, "--skip-test-db"])
     return folder
 

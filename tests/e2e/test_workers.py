@@ -119,9 +119,9 @@ async def _holds(condition: Callable[[], bool], what: str) -> None:
 
 
 async def _all_back(drivers: list[Driver]) -> None:
-    """A refusal may cost a driver some seconds more than the others: Retry-After and its own pause."""
+    """Says who is not, and why it was lost."""
     try:
-        async with asyncio.timeout(2 * WITHIN_S):
+        async with asyncio.timeout(WITHIN_S):
             while not all(each.welcomes >= 2 for each in drivers):
                 await asyncio.sleep(0.02)
     except TimeoutError:
